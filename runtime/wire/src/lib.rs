@@ -1,0 +1,10 @@
+//! Types that travel between nodes, between the processes of one node, and to disk.
+//!
+//! Nothing here does I/O. Every decoder is for bytes of a possibly hostile peer: sizes are bounded by [`limits`], nothing
+//! panics, and nothing is allocated before its length was checked.
+
+pub mod call;
+pub mod ids;
+pub mod image;
+pub mod limits;
+pub mod link;

@@ -1,0 +1,256 @@
+//! Messages between a job's supervisor at home and its agents on hosts.
+//!
+//! One session (in order, resumed after a break) carries control, calls and replies; each move has page streams of its own.
+//! A frame is a fixed header, one of these messages in postcard, and a raw payload (bytes of a call, or pages).
+
+use crate::call::{Call, Reply};
+use crate::ids::{Epoch, JobId, NodeName, Nonce, Pid, Tid};
+use crate::image::{FileRef, ProcessImage, SigAction, SigInfo};
+use serde::{Deserialize, Serialize};
+
+/// Home to host.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum ToHost {
+    /// First message of a session.
+    Hello {
+        /// The job.
+        job: JobId,
+        /// The supervisor's life.
+        home: Nonce,
+        /// How long the host waits for a silent home before it freezes the bodies, in seconds.
+        lease_s: u32,
+    },
+    /// Which of these files the host lacks is answered by [`ToHome::Lacks`].
+    Files(Vec<FileRef>),
+    /// Bytes of a file at `offset`; the payload. `last` ends the file.
+    FileBytes {
+        /// The file.
+        file: FileRef,
+        /// Where the payload goes.
+        offset: u64,
+        /// No more follows.
+        last: bool,
+    },
+    /// A body arrives. Pages follow as [`ToHost::Pages`], then [`ToHost::ImageEnd`].
+    Arrive(Box<ProcessImage>),
+    /// The payload are pages of the arriving process `pid` from this address.
+    Pages {
+        /// The process.
+        pid: Pid,
+        /// Address of the first page.
+        address: u64,
+    },
+    /// All of the image was sent.
+    ImageEnd {
+        /// The process.
+        pid: Pid,
+        /// Pages sent.
+        pages: u64,
+    },
+    /// Home has committed: release the body.
+    Run {
+        /// The process.
+        pid: Pid,
+        /// The epoch that begins.
+        epoch: Epoch,
+    },
+    /// Forget and kill the body of this or an older epoch.
+    Drop {
+        /// The process.
+        pid: Pid,
+        /// The epoch up to which bodies die.
+        epoch: Epoch,
+    },
+    /// The answer to a call; payload: its outputs.
+    Reply(Reply),
+    /// A signal arrived at home for the body.
+    Signal {
+        /// The process.
+        pid: Pid,
+        /// The thread, when the signal is thread-directed.
+        tid: Option<Tid>,
+        /// True siginfo.
+        info: SigInfo,
+    },
+    /// Stop all threads of the body (the deputy stopped), or let them go on.
+    Stop {
+        /// The process.
+        pid: Pid,
+        /// Stop, or continue.
+        stop: bool,
+    },
+    /// Freeze the body and send its image to `to`.
+    Depart {
+        /// The process.
+        pid: Pid,
+        /// The epoch that the image will have.
+        epoch: Epoch,
+        /// Where to.
+        to: Destination,
+        /// Files of which the destination needs no bytes are not asked for again.
+        known_files: Vec<FileRef>,
+    },
+    /// The move failed before the commit: the frozen body runs on under this epoch.
+    Thaw {
+        /// The process.
+        pid: Pid,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Asks for [`ToHome::Usage`].
+    AskUsage,
+    /// Home ends the session for good.
+    Bye,
+}
+
+/// Where a frozen body goes.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Destination {
+    /// To the supervisor, over this session.
+    Home,
+    /// To the agent of the same job on this node, over a page stream dialled by the source's node.
+    Node {
+        /// Its name.
+        node: NodeName,
+        /// SHA-256 of the agent's certificate.
+        fingerprint: [u8; 32],
+    },
+}
+
+/// Host to home.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum ToHome {
+    /// First answer of a session.
+    Welcome {
+        /// The agent's life.
+        agent: Nonce,
+        /// Kernel release, for messages.
+        kernel: String,
+    },
+    /// Files of a [`ToHost::Files`] whose bytes the host needs.
+    Lacks(Vec<FileRef>),
+    /// The body is built and verified, and waits for [`ToHost::Run`].
+    Complete {
+        /// The process.
+        pid: Pid,
+        /// The epoch of its image.
+        epoch: Epoch,
+    },
+    /// The body could not be built; nothing of it is left.
+    Refused {
+        /// The process.
+        pid: Pid,
+        /// The epoch of its image.
+        epoch: Epoch,
+        /// Why, for the user.
+        reason: String,
+    },
+    /// The body runs: the point of no return.
+    Running {
+        /// The process.
+        pid: Pid,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// A system call; payload: its input bytes.
+    Call(Call),
+    /// A disposition changed away; home's half follows before any later call.
+    Action {
+        /// The process.
+        pid: Pid,
+        /// The thread that changed it.
+        tid: Tid,
+        /// Epoch of the body.
+        epoch: Epoch,
+        /// Signal number.
+        signal: u8,
+        /// The new disposition.
+        action: SigAction,
+    },
+    /// The body wants to come home: it is about to do something that runs only there. Home answers with [`ToHost::Depart`].
+    WantHome {
+        /// The process.
+        pid: Pid,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The call that asks for it, for `mosix ps`.
+        nr: u32,
+    },
+    /// Frozen for a [`ToHost::Depart`] to home; pages follow as [`ToHome::Pages`], then [`ToHome::ImageEnd`].
+    Departing(Box<ProcessImage>),
+    /// Frozen and captured for another host: home learns what travels.
+    Frozen {
+        /// The process.
+        pid: Pid,
+        /// The epoch of the image.
+        epoch: Epoch,
+    },
+    /// The body could not be frozen or captured; it runs on.
+    CannotDepart {
+        /// The process.
+        pid: Pid,
+        /// The epoch that was asked for.
+        epoch: Epoch,
+        /// Why, for the user.
+        reason: String,
+    },
+    /// Pages of the departing process from this address; the payload.
+    Pages {
+        /// The process.
+        pid: Pid,
+        /// Address of the first page.
+        address: u64,
+    },
+    /// All of the image was sent.
+    ImageEnd {
+        /// The process.
+        pid: Pid,
+        /// Pages sent.
+        pages: u64,
+    },
+    /// A thread of the body ended by exit(2) with this status; home's half ends the deputy's thread.
+    ThreadExit {
+        /// The process.
+        pid: Pid,
+        /// The thread.
+        tid: Tid,
+        /// Epoch of the body.
+        epoch: Epoch,
+        /// exit(2) argument.
+        status: i32,
+    },
+    /// The body is gone: exit_group status, or the signal that killed it.
+    Exited {
+        /// The process.
+        pid: Pid,
+        /// Epoch of the body.
+        epoch: Epoch,
+        /// How.
+        how: Exit,
+    },
+    /// Resources used by a body on this host, sent when asked and at its end.
+    Usage {
+        /// The process.
+        pid: Pid,
+        /// CPU time here in nanoseconds.
+        cpu_ns: u64,
+        /// Resident bytes.
+        resident: u64,
+        /// Threads.
+        threads: u32,
+    },
+}
+
+/// How a body ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Exit {
+    /// exit_group(status).
+    Code(i32),
+    /// Killed by this signal; `core` when home should show a core dump.
+    Signal {
+        /// Signal number.
+        signal: u8,
+        /// WCOREDUMP.
+        core: bool,
+    },
+}
