@@ -1,1 +1,3 @@
-//! (under construction)
+//! ELF to a ready address space, and the stub that builds it inside a process.
+
+pub mod script;

@@ -1,0 +1,72 @@
+//! Blank processes under a wanted pid: clone3 with set_tid, then the stub as a program of its own.
+//!
+//! See [clone(2)](https://man7.org/linux/man-pages/man2/clone.2.html). Must be called from the tracer thread: the new process is its child.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Creates a child with pid `pid` in the caller's pid namespace for children (0: any) and executes `program` there with `shared`
+/// as its descriptor 3 and no other descriptor, all signals blocked, no arguments and no environment. Returns the child's pid as the
+/// caller sees it. A failed execve shows as exit status 125 of the child.
+///
+/// # Errors
+/// EEXIST when the pid is taken, EINVAL when it exceeds pid_max, EPERM without CAP_CHECKPOINT_RESTORE over the namespace.
+pub fn blank(pid: i32, program: BorrowedFd<'_>, shared: BorrowedFd<'_>) -> io::Result<i32> {
+    let program = Lifted::new(program)?;
+    let shared = Lifted::new(shared)?;
+    let set_tid = [pid];
+    // SAFETY: all-zero clone_args is valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.exit_signal = libc::SIGCHLD as u64;
+    if pid != 0 {
+        args.set_tid = set_tid.as_ptr() as u64;
+        args.set_tid_size = 1;
+    }
+    let empty: [*const libc::c_char; 1] = [std::ptr::null()];
+    // SAFETY: no CLONE_VM: the child has a copy of this memory and makes only raw system calls (async-signal-safe) until exec or exit.
+    unsafe {
+        let child = libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>());
+        if child != 0 {
+            return if child < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(child as i32)
+            };
+        }
+        let all = u64::MAX;
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, 0, 8);
+        libc::syscall(libc::SYS_dup3, shared.0, 3, 0);
+        libc::syscall(libc::SYS_close_range, 0, 2, 0);
+        libc::syscall(libc::SYS_close_range, 4, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        libc::syscall(
+            libc::SYS_execveat,
+            program.0,
+            c"".as_ptr(),
+            empty.as_ptr(),
+            empty.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+        libc::syscall(libc::SYS_exit_group, 125);
+        unreachable!("exit_group does not return")
+    }
+}
+
+/// A duplicate above the numbers that the child rearranges.
+struct Lifted(i32);
+
+impl Lifted {
+    fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: fcntl on a borrowed, open descriptor.
+        match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10) } {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(Self(fd)),
+        }
+    }
+}
+
+impl Drop for Lifted {
+    fn drop(&mut self) {
+        // SAFETY: our own duplicate.
+        unsafe { libc::close(self.0) };
+    }
+}
