@@ -90,12 +90,27 @@ pub enum ToHost {
         /// Files of which the destination needs no bytes are not asked for again.
         known_files: Vec<FileRef>,
     },
-    /// The move failed before the commit: the frozen body runs on under this epoch.
+    /// The move failed: the body that is frozen for `attempt` runs on under `epoch`. A body that is not frozen for exactly this
+    /// attempt ignores it: a late thaw of an earlier attempt must never wake a copy whose successor may run.
     Thaw {
         /// The process.
         pid: Pid,
-        /// Its epoch.
+        /// The epoch that the failed move would have had ([`ToHost::Depart`]).
+        attempt: Epoch,
+        /// The epoch under which the body runs on: its old one, or a new one when the failed move had been committed.
         epoch: Epoch,
+    },
+    /// Home's word that a body of this process will arrive from another host. Only an expected image is built, and only from
+    /// the expected agent; older copies of the process on this host are dead.
+    Expect {
+        /// The process.
+        pid: Pid,
+        /// The epoch of the image.
+        epoch: Epoch,
+        /// The host that sends it.
+        from: NodeName,
+        /// SHA-256 of the sending agent's certificate.
+        fingerprint: [u8; 32],
     },
     /// Asks for [`ToHome::Usage`].
     AskUsage,
@@ -136,11 +151,12 @@ pub enum ToHome {
         /// The epoch of its image.
         epoch: Epoch,
     },
-    /// The body could not be built; nothing of it is left.
+    /// There is no body of this epoch here (any more): it could not be built, or was lost (lease over, killed while frozen, an
+    /// order named a body that is not here). Nothing of it is left.
     Refused {
         /// The process.
         pid: Pid,
-        /// The epoch of its image.
+        /// The epoch of its image, or of the order that found no body.
         epoch: Epoch,
         /// Why, for the user.
         reason: String,
@@ -178,14 +194,16 @@ pub enum ToHome {
     },
     /// Frozen for a [`ToHost::Depart`] to home; pages follow as [`ToHome::Pages`], then [`ToHome::ImageEnd`].
     Departing(Box<ProcessImage>),
-    /// Frozen and captured for another host: home learns what travels.
+    /// Frozen and captured for another host. Sent before the last byte of the image, after every call and action of the body:
+    /// home commits a move only with this and [`ToHome::Complete`].
     Frozen {
         /// The process.
         pid: Pid,
         /// The epoch of the image.
         epoch: Epoch,
     },
-    /// The body could not be frozen or captured; it runs on.
+    /// The body runs on: it could not be frozen or captured, or its page stream broke *before* the end of the image was sent.
+    /// After that only home may wake it ([`ToHost::Thaw`]).
     CannotDepart {
         /// The process.
         pid: Pid,
