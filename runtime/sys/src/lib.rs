@@ -2,7 +2,12 @@
 //!
 //! Each module mirrors one interface and names its man page or kernel source.
 
+pub mod inherited;
+pub mod notif;
+pub mod process;
 pub mod procmem;
 pub mod ptrace;
+pub mod seccomp;
 pub mod shared;
+pub mod signalfd;
 pub mod spawn;
