@@ -1,1 +1,5 @@
-//! (under construction)
+//! Supervisor, deputies, agents, migration, links and the node daemon of mosix.
+
+#![forbid(unsafe_code)]
+
+pub mod lab;
