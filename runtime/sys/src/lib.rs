@@ -2,6 +2,7 @@
 //!
 //! Each module mirrors one interface and names its man page or kernel source.
 
+pub mod cpuid;
 pub mod inherited;
 pub mod notif;
 pub mod process;

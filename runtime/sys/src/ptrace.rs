@@ -137,6 +137,7 @@ fn regset(what: libc::c_uint, tid: i32, kind: usize, buffer: &mut [u8]) -> io::R
 }
 
 const NT_PRSTATUS: usize = 1;
+const NT_PRFPREG: usize = 2;
 const NT_X86_XSTATE: usize = 0x202;
 /// Room for the largest XSAVE area of today (AMX: 11 KiB), with space to grow.
 const XSTATE_ROOM: usize = 64 << 10;
@@ -165,19 +166,28 @@ pub fn set_regs(tid: i32, regs: &Regs) -> io::Result<()> {
     regset(libc::PTRACE_SETREGSET, tid, NT_PRSTATUS, &mut bytes).map(drop)
 }
 
-/// Reads the XSAVE area (standard format) of a stopped tracee.
+/// Bytes of an FXSAVE area: all there is on a CPU without XSAVE.
+const FXSAVE: usize = 512;
+
+/// Reads the XSAVE area (standard format) of a stopped tracee; on a CPU without XSAVE its 512 bytes of FXSAVE.
 pub fn xstate(tid: i32) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0u8; XSTATE_ROOM];
-    let length = regset(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &mut bytes)?;
+    let length = match regset(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &mut bytes) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
+            regset(libc::PTRACE_GETREGSET, tid, NT_PRFPREG, &mut bytes[..FXSAVE])?
+        }
+        other => other?,
+    };
     bytes.truncate(length);
     bytes.shrink_to_fit();
     Ok(bytes)
 }
 
-/// Sets the XSAVE area of a stopped tracee.
+/// Sets the XSAVE area of a stopped tracee, as [`xstate`] gives it on this CPU.
 pub fn set_xstate(tid: i32, xstate: &[u8]) -> io::Result<()> {
     let mut bytes = xstate.to_vec();
-    regset(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, &mut bytes).map(drop)
+    let kind = if bytes.len() == FXSAVE { NT_PRFPREG } else { NT_X86_XSTATE };
+    regset(libc::PTRACE_SETREGSET, tid, kind, &mut bytes).map(drop)
 }
 
 /// Reads the blocked signals of a stopped tracee; inside sigsuspend and the like, the mask to be restored afterwards.

@@ -209,12 +209,25 @@ pub struct VdsoImage {
 /// What a body may use of a CPU, recorded at birth.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct CpuImage {
-    /// Flags of /proc/cpuinfo that user programs can use and detect.
+    /// Flags, named as in /proc/cpuinfo, that user programs can use and detect.
     pub flags: Vec<String>,
-    /// XCR0 of the birth node.
+    /// XCR0 of the birth node; 0 when it saves state with FXSAVE only.
     pub xcr0: u64,
+    /// Where the *capturing* node keeps each extended state in an XSAVE area; rewritten at each capture. Places differ between CPUs.
+    pub xsave: Vec<XsaveComponent>,
     /// CPUs that home shows; numbers stay below it everywhere.
     pub cpus: u32,
+}
+
+/// Place of one state component in an XSAVE area of the standard format.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct XsaveComponent {
+    /// Bit number in XCR0; 2 (AVX) and up.
+    pub number: u8,
+    /// Its first byte in the area.
+    pub offset: u32,
+    /// Its bytes.
+    pub size: u32,
 }
 
 /// Results of prctl and personality calls.
