@@ -5,3 +5,4 @@
 pub mod contract;
 pub mod cpu;
 pub mod lab;
+pub mod process;

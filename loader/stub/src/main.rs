@@ -131,7 +131,7 @@ unsafe fn ring(slot: u64) {
         let entry = ring + 4 * (tail as u64 % SLOT_COUNT);
         (*(entry as *const AtomicU32)).store(index as u32 + 1, Ordering::Release);
         (*(bell as *const AtomicU32)).fetch_add(1, Ordering::Release);
-        syscall(SYS_FUTEX, [bell, FUTEX_WAKE, 1, 0, 0, 0]);
+        syscall(SYS_FUTEX, [bell, FUTEX_WAKE, 64, 0, 0, 0]);
     }
 }
 

@@ -1,0 +1,305 @@
+//! Stopping all threads of a process so that nothing in it changes, and letting them go again as if nothing had been.
+//!
+//! ```text
+//! seize every tid ─▶ interrupt ─▶ wait for each stop ─▶ list again ─▶ stable: frozen
+//!                                        └─ deadline, death ─▶ undo: detach all, calls rewound
+//! ```
+//! Runs on the tracer thread: ptrace rights belong to a thread.
+
+use super::restart::{Standing, settle};
+use mosix_sys::ptrace::{self, Event, Regs};
+use std::io;
+use std::time::{Duration, Instant};
+
+/// A stopped thread.
+#[derive(Debug, Clone)]
+pub struct FrozenThread {
+    /// Thread id as this node numbers it.
+    pub tid: i32,
+    /// Registers, already rewound where `standing` says so.
+    pub regs: Regs,
+    /// How the thread stood.
+    pub standing: Standing,
+}
+
+/// A process of which every thread is stopped under ptrace.
+#[derive(Debug)]
+pub struct Frozen {
+    /// Thread-group id as this node numbers it.
+    pub pid: i32,
+    /// The threads, leader first.
+    pub threads: Vec<FrozenThread>,
+}
+
+/// Why a process could not be frozen. It runs on.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// A thread did not stop in time.
+    #[error("thread {tid} of process {pid} did not stop within {waited:?}: {what}")]
+    Stuck {
+        /// The process.
+        pid: i32,
+        /// The thread.
+        tid: i32,
+        /// How long it had.
+        waited: Duration,
+        /// What it seems to do.
+        what: String,
+    },
+    /// The process ended meanwhile.
+    #[error("process {0} ended")]
+    Ended(i32),
+    /// The process is stopped by a signal.
+    #[error("process {0} is stopped (^Z or SIGSTOP): continue it first")]
+    Stopped(i32),
+    /// The leader thread has exited while others run.
+    #[error("the leader thread of process {0} has exited")]
+    ZombieLeader(i32),
+    /// ptrace refused.
+    #[error("thread {tid} cannot be traced: {error}")]
+    Trace {
+        /// The thread.
+        tid: i32,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// /proc did not answer.
+    #[error("process {pid}: {error}")]
+    Proc {
+        /// The process.
+        pid: i32,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+}
+
+/// Thread ids of a process, the leader first.
+pub fn threads(pid: i32) -> io::Result<Vec<i32>> {
+    let mut tids = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        if let Some(tid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+            tids.push(tid);
+        }
+    }
+    tids.sort_by_key(|tid| (*tid != pid, *tid));
+    Ok(tids)
+}
+
+/// One letter of /proc/TID/stat: R S D Z T t.
+pub fn state(pid: i32, tid: i32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    stat[stat.rfind(')')? + 1..].trim_start().chars().next()
+}
+
+/// Waits for the next event of one tracee without ever blocking longer than the deadline.
+pub fn wait_for(tid: i32, deadline: Instant) -> io::Result<Option<Event>> {
+    let begun = Instant::now();
+    loop {
+        if let Some((_, event)) = ptrace::wait(Some(tid), false)? {
+            return Ok(Some(event));
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return Ok(None);
+        }
+        if now.duration_since(begun) < Duration::from_micros(300) {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+/// Freezes a process that nobody traces.
+///
+/// # Errors
+/// Every error leaves the process running as before, with no trace of the attempt.
+pub fn freeze(pid: i32, limit: Duration) -> Result<Frozen, FreezeError> {
+    let deadline = Instant::now() + limit;
+    let mut frozen = Frozen { pid, threads: Vec::new() };
+    let mut seized = Vec::new();
+    match collect(pid, deadline, limit, &mut frozen, &mut seized) {
+        Ok(()) => {
+            frozen.threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
+            Ok(frozen)
+        }
+        Err(error) => {
+            release(&frozen);
+            for tid in seized {
+                if !frozen.threads.iter().any(|thread| thread.tid == tid) {
+                    let_go(tid);
+                }
+            }
+            Err(error)
+        }
+    }
+}
+
+fn collect(
+    pid: i32,
+    deadline: Instant,
+    limit: Duration,
+    frozen: &mut Frozen,
+    seized: &mut Vec<i32>,
+) -> Result<(), FreezeError> {
+    loop {
+        let tids = threads(pid).map_err(|_| FreezeError::Ended(pid))?;
+        let fresh: Vec<i32> = tids.into_iter().filter(|tid| !seized.contains(tid)).collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        for tid in fresh {
+            match state(pid, tid) {
+                Some('Z' | 'X') if tid == pid => return Err(FreezeError::ZombieLeader(pid)),
+                Some('T') => return Err(FreezeError::Stopped(pid)),
+                None | Some('Z' | 'X') => continue,
+                _ => {}
+            }
+            match ptrace::seize(tid, ptrace::OPTIONS) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                Err(error) if state(pid, tid).is_none_or(|state| state == 'Z') => {
+                    tracing::debug!(tid, %error, "thread ended while being seized");
+                    continue;
+                }
+                Err(error) => return Err(FreezeError::Trace { tid, error }),
+            }
+            seized.push(tid);
+            let _ = ptrace::interrupt(tid);
+        }
+        let mut index = 0;
+        while index < seized.len() {
+            let tid = seized[index];
+            index += 1;
+            if frozen.threads.iter().any(|thread| thread.tid == tid) {
+                continue;
+            }
+            match stop(pid, tid, deadline, limit, seized)? {
+                Some(thread) => frozen.threads.push(thread),
+                None if tid == pid => return Err(FreezeError::Ended(pid)),
+                None => {}
+            }
+        }
+    }
+}
+
+/// Waits until one seized thread stands still; None when it ended. New threads are added to `seized`.
+fn stop(
+    pid: i32,
+    tid: i32,
+    deadline: Instant,
+    limit: Duration,
+    seized: &mut Vec<i32>,
+) -> Result<Option<FrozenThread>, FreezeError> {
+    loop {
+        let event = match wait_for(tid, deadline) {
+            Ok(Some(event)) => event,
+            Ok(None) => {
+                let what = stuck(pid, tid);
+                return Err(FreezeError::Stuck { pid, tid, waited: limit, what });
+            }
+            Err(_) => return Ok(None),
+        };
+        match event {
+            Event::Stop(libc::SIGTRAP) => {
+                let mut regs = ptrace::regs(tid).map_err(|error| FreezeError::Trace { tid, error })?;
+                let standing = settle(&mut regs, |fd| blocking(pid, fd));
+                return Ok(Some(FrozenThread { tid, regs, standing }));
+            }
+            Event::Stop(_) => return Err(FreezeError::Stopped(pid)),
+            Event::Signal(signal) => {
+                // Any stop takes the pending interrupt away: ask again.
+                let _ = ptrace::cont(tid, signal);
+                let _ = ptrace::interrupt(tid);
+            }
+            Event::Ptrace(kind) => {
+                if matches!(kind, libc::PTRACE_EVENT_CLONE) {
+                    if let Ok(new) = ptrace::event_message(tid) {
+                        seized.push(new as i32);
+                        let _ = ptrace::interrupt(new as i32);
+                    }
+                } else if matches!(kind, libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK)
+                    && let Ok(child) = ptrace::event_message(tid)
+                {
+                    let_go(child as i32);
+                }
+                let _ = ptrace::cont(tid, 0);
+                let _ = ptrace::interrupt(tid);
+            }
+            Event::Exited(_) | Event::Killed(..) => return Ok(None),
+            Event::Job(_) => {}
+        }
+    }
+}
+
+/// Detaches a tracee that may not have stopped yet, such as a child that inherited the tracer.
+fn let_go(tid: i32) {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let _ = ptrace::interrupt(tid);
+    while let Ok(Some(event)) = wait_for(tid, deadline) {
+        let signal = if let Event::Signal(signal) = event { signal } else { 0 };
+        if matches!(event, Event::Exited(_) | Event::Killed(..)) || ptrace::detach(tid, signal).is_ok() {
+            return;
+        }
+    }
+    tracing::warn!(tid, "could not be detached in time; it ends with this supervisor");
+}
+
+/// Says what a thread that does not stop seems to do.
+fn stuck(pid: i32, tid: i32) -> String {
+    match state(pid, tid) {
+        Some('D') => {
+            let call = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+            match call.split_whitespace().next() {
+                Some("58") => "it waits in vfork for its child to execute a program".to_owned(),
+                Some(nr) => format!("uninterruptible in system call {nr}"),
+                None => "uninterruptible".to_owned(),
+            }
+        }
+        Some(other) => format!("in state {other}"),
+        None => "it is gone".to_owned(),
+    }
+}
+
+/// Whether a descriptor is in blocking mode and of a kind whose writes can be cut short by a stop.
+fn blocking(pid: i32, fd: i32) -> bool {
+    let Ok(info) = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) else { return false };
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    let Some(flags) = flags else { return false };
+    let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
+    let link = link.to_string_lossy();
+    let stream = link.starts_with("pipe:") || link.starts_with("socket:") || link.starts_with("/dev/");
+    flags & libc::O_NONBLOCK == 0 && (stream || fifo(pid, fd))
+}
+
+fn fifo(pid: i32, fd: i32) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(format!("/proc/{pid}/fd/{fd}")).is_ok_and(|meta| meta.file_type().is_fifo())
+}
+
+/// Lets a frozen process run on as if it had never been stopped.
+pub fn release(frozen: &Frozen) {
+    for thread in &frozen.threads {
+        if let Err(error) = put_back(thread).and_then(|()| ptrace::detach(thread.tid, 0)) {
+            tracing::debug!(tid = thread.tid, %error, "thread is gone");
+        }
+    }
+}
+
+/// Restores the registers of a thread that has not run since the freeze, so that its call continues.
+pub fn put_back(thread: &FrozenThread) -> io::Result<()> {
+    let mut regs = thread.regs;
+    match thread.standing {
+        Standing::User | Standing::Again => {}
+        Standing::Block => {
+            // The same task still holds the restart block: restart_syscall continues with the old deadline.
+            regs.set_rax(libc::SYS_restart_syscall as u64);
+        }
+        Standing::Short(count) => {
+            // Already written bytes stay written: report them, as the kernel would have.
+            regs.set_rax(count);
+            regs.set_rip(regs.rip() + 2);
+        }
+    }
+    ptrace::set_regs(thread.tid, &regs)
+}

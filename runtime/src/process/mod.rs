@@ -1,0 +1,13 @@
+//! A process as something that can be frozen, captured as a value, and built again: shared by supervisor and agent.
+//!
+//! ```text
+//!  freeze ──▶ window (injected once) ──▶ capture ──▶ memory ──▶ … wire … ──▶ materialise (host)
+//!                                                                        └─▶ restore     (home)
+//! ```
+//! Every step that must run *inside* the process is a script of raw system calls for the stub in its [`window`].
+
+pub mod freeze;
+pub mod inject;
+pub mod maps;
+pub mod restart;
+pub mod window;

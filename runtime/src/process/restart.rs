@@ -1,0 +1,141 @@
+//! What a stop did to a thread inside a system call, and how the call goes on.
+//!
+//! The kernel shows an interrupted call's fate in rax at the stop (`include/linux/errno.h`): internal restart codes, or, for some calls,
+//! plain EINTR although no signal was delivered. Here those results become "issue it again" or "finish it at home".
+
+use mosix_sys::ptrace::Regs;
+
+/// Restart after any signal unless a handler without SA_RESTART runs.
+pub const ERESTARTSYS: i64 = -512;
+/// Restart always.
+pub const ERESTARTNOINTR: i64 = -513;
+/// Restart unless a handler runs.
+pub const ERESTARTNOHAND: i64 = -514;
+/// Restart through restart_syscall(2), which knows the deadline.
+pub const ERESTART_RESTARTBLOCK: i64 = -516;
+/// EINTR.
+pub const EINTR: i64 = -4;
+
+/// How a thread stood when it stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// In user code, or its call had ended: registers are as they should be.
+    User,
+    /// In a call that starts again from its instruction; registers are already rewound.
+    Again,
+    /// In a call whose deadline only the kernel's restart block of this very task knows; registers are rewound.
+    Block,
+    /// A blocking write or send that this stop cut short after so many bytes; registers are rewound.
+    Short(u64),
+}
+
+/// System calls that return EINTR for any stop, never a restart code (review: five measured, the rest by kernel source).
+fn returns_eintr(nr: u64) -> bool {
+    let nr = nr as i64;
+    matches!(
+        nr,
+        libc::SYS_epoll_wait
+            | libc::SYS_epoll_pwait
+            | libc::SYS_epoll_pwait2
+            | libc::SYS_semop
+            | libc::SYS_semtimedop
+            | libc::SYS_rt_sigtimedwait
+            | libc::SYS_io_getevents
+            | libc::SYS_recvfrom
+            | libc::SYS_recvmsg
+            | libc::SYS_recvmmsg
+            | libc::SYS_sendto
+            | libc::SYS_sendmsg
+            | libc::SYS_sendmmsg
+            | libc::SYS_accept
+            | libc::SYS_accept4
+            | libc::SYS_connect
+            | libc::SYS_read
+            | libc::SYS_readv
+            | libc::SYS_write
+            | libc::SYS_writev
+    )
+}
+
+/// Length of `syscall`.
+const INSTRUCTION: u64 = 2;
+
+/// Sets the registers back to the instruction of the interrupted call.
+fn rewind(regs: &mut Regs) {
+    regs.set_rax(regs.orig_rax());
+    regs.set_rip(regs.rip() - INSTRUCTION);
+    regs.set_orig_rax(u64::MAX);
+}
+
+/// Classifies a thread stopped by PTRACE_INTERRUPT and rewinds its registers where its call is to be issued again.
+/// `blocking` tells whether a descriptor blocks (asked only for short writes).
+pub fn settle(regs: &mut Regs, blocking: impl FnOnce(i32) -> bool) -> Standing {
+    let (nr, result) = (regs.orig_rax(), regs.rax() as i64);
+    if (nr as i64) < 0 {
+        return Standing::User;
+    }
+    match result {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+            rewind(regs);
+            Standing::Again
+        }
+        ERESTART_RESTARTBLOCK => {
+            rewind(regs);
+            Standing::Block
+        }
+        EINTR if returns_eintr(nr) => {
+            rewind(regs);
+            Standing::Again
+        }
+        short
+            if matches!(nr as i64, libc::SYS_write | libc::SYS_sendto)
+                && short > 0
+                && (short as u64) < regs.rdx()
+                && blocking(regs.rdi() as i32) =>
+        {
+            rewind(regs);
+            Standing::Short(short as u64)
+        }
+        _ => {
+            // The call has ended: keep its result, but let no later stop take it for an interrupted call.
+            regs.set_orig_rax(u64::MAX);
+            Standing::User
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn regs(nr: i64, result: i64) -> Regs {
+        let mut regs = Regs([0; 27]);
+        regs.set_orig_rax(nr as u64);
+        regs.set_rax(result as u64);
+        regs.set_rip(0x1002);
+        regs.set_rdx(300_000);
+        regs
+    }
+
+    #[test]
+    fn restart_codes_rewind() {
+        for code in [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND] {
+            let mut regs = regs(libc::SYS_read, code);
+            assert_eq!(settle(&mut regs, |_| true), Standing::Again);
+            assert_eq!((regs.rip(), regs.rax(), regs.orig_rax()), (0x1000, libc::SYS_read as u64, u64::MAX));
+        }
+    }
+
+    #[test]
+    fn eintr_class_rewinds_and_others_do_not() {
+        assert_eq!(settle(&mut regs(libc::SYS_epoll_wait, EINTR), |_| true), Standing::Again);
+        assert_eq!(settle(&mut regs(libc::SYS_close, EINTR), |_| true), Standing::User);
+    }
+
+    #[test]
+    fn short_blocking_write_is_seen() {
+        assert_eq!(settle(&mut regs(libc::SYS_write, 65_536), |_| true), Standing::Short(65_536));
+        assert_eq!(settle(&mut regs(libc::SYS_write, 65_536), |_| false), Standing::User);
+        assert_eq!(settle(&mut regs(-1, 65_536), |_| true), Standing::User);
+    }
+}
