@@ -116,7 +116,10 @@ pub fn wait_for(tid: i32, deadline: Instant) -> io::Result<Option<Event>> {
 /// Every error leaves the process running as before, with no trace of the attempt.
 pub fn freeze(pid: i32, limit: Duration) -> Result<Frozen, FreezeError> {
     let deadline = Instant::now() + limit;
-    let mut frozen = Frozen { pid, threads: Vec::new() };
+    let mut frozen = Frozen {
+        pid,
+        threads: Vec::new(),
+    };
     let mut seized = Vec::new();
     match collect(pid, deadline, limit, &mut frozen, &mut seized) {
         Ok(()) => {
@@ -196,7 +199,12 @@ fn stop(
             Ok(Some(event)) => event,
             Ok(None) => {
                 let what = stuck(pid, tid);
-                return Err(FreezeError::Stuck { pid, tid, waited: limit, what });
+                return Err(FreezeError::Stuck {
+                    pid,
+                    tid,
+                    waited: limit,
+                    what,
+                });
             }
             Err(_) => return Ok(None),
         };
@@ -263,8 +271,13 @@ fn stuck(pid: i32, tid: i32) -> String {
 
 /// Whether a descriptor is in blocking mode and of a kind whose writes can be cut short by a stop.
 fn blocking(pid: i32, fd: i32) -> bool {
-    let Ok(info) = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) else { return false };
-    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    let Ok(info) = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) else {
+        return false;
+    };
+    let flags = info
+        .lines()
+        .find_map(|line| line.strip_prefix("flags:"))
+        .and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
     let Some(flags) = flags else { return false };
     let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
     let link = link.to_string_lossy();

@@ -57,7 +57,10 @@ fn remedy(error: &io::Error) -> &'static str {
 pub fn inject(frozen: &Frozen, mappings: &[Mapping]) -> Result<Window, InjectError> {
     let (pid, tid) = (frozen.pid, frozen.threads[0].tid);
     let gone = |error| InjectError::Gone { pid, error };
-    if mappings.iter().any(|mapping| mapping.start < WINDOW_END && mapping.end > WINDOW) {
+    if mappings
+        .iter()
+        .any(|mapping| mapping.start < WINDOW_END && mapping.end > WINDOW)
+    {
         return Err(InjectError::Taken(pid));
     }
     let stub: Stub = stub()?;
@@ -82,12 +85,27 @@ struct Gadget {
 
 impl Gadget {
     fn find(pid: i32, tid: i32, mappings: &[Mapping], memory: &ProcMem) -> Result<Self, InjectError> {
-        let vdso = mappings.iter().find(|mapping| mapping.name == "[vdso]").ok_or(InjectError::NoGadget(pid))?;
+        let vdso = mappings
+            .iter()
+            .find(|mapping| mapping.name == "[vdso]")
+            .ok_or(InjectError::NoGadget(pid))?;
         let mut text = vec![0; (vdso.len() as usize).min(1 << 16)];
-        memory.read(vdso.start, &mut text).map_err(|error| InjectError::Gone { pid, error })?;
-        let at = text.windows(2).position(|pair| pair == [0x0f, 0x05]).ok_or(InjectError::NoGadget(pid))?;
-        let zero = text.iter().position(|byte| *byte == 0).ok_or(InjectError::NoGadget(pid))?;
-        Ok(Self { tid, address: vdso.start + at as u64, empty: vdso.start + zero as u64 })
+        memory
+            .read(vdso.start, &mut text)
+            .map_err(|error| InjectError::Gone { pid, error })?;
+        let at = text
+            .windows(2)
+            .position(|pair| pair == [0x0f, 0x05])
+            .ok_or(InjectError::NoGadget(pid))?;
+        let zero = text
+            .iter()
+            .position(|byte| *byte == 0)
+            .ok_or(InjectError::NoGadget(pid))?;
+        Ok(Self {
+            tid,
+            address: vdso.start + at as u64,
+            empty: vdso.start + zero as u64,
+        })
     }
 
     /// Makes one system call in the stopped thread.
@@ -122,17 +140,39 @@ impl Gadget {
         let text = (MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE) as u64;
         let room = TEXT_ROOM;
         let rx = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        self.call(pid, "mmap of the stub", libc::SYS_mmap, [WINDOW, room, rx, text, u64::MAX, 0])?;
+        self.call(
+            pid,
+            "mmap of the stub",
+            libc::SYS_mmap,
+            [WINDOW, room, rx, text, u64::MAX, 0],
+        )?;
         memory.write(WINDOW, stub.text).map_err(gone)?;
-        let name = [self.empty, u64::from(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING), 0, 0, 0, 0];
+        let name = [
+            self.empty,
+            u64::from(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING),
+            0,
+            0,
+            0,
+            0,
+        ];
         let fd = self.call(pid, "memfd_create", libc::SYS_memfd_create, name)?;
         let shared = self.share(pid, fd);
         let mapped = shared.and_then(|window| {
             let rw = (libc::PROT_READ | libc::PROT_WRITE) as u64;
             let flags = (MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_NORESERVE) as u64;
-            self.call(pid, "mmap of the window", libc::SYS_mmap, [SHARED, SHARED_SIZE, rw, flags, fd, 0])?;
+            self.call(
+                pid,
+                "mmap of the window",
+                libc::SYS_mmap,
+                [SHARED, SHARED_SIZE, rw, flags, fd, 0],
+            )?;
             let dont_fork = libc::MADV_DONTFORK as u64;
-            self.call(pid, "madvise", libc::SYS_madvise, [SHARED, SHARED_SIZE, dont_fork, 0, 0, 0])?;
+            self.call(
+                pid,
+                "madvise",
+                libc::SYS_madvise,
+                [SHARED, SHARED_SIZE, dont_fork, 0, 0, 0],
+            )?;
             self.call(pid, "madvise", libc::SYS_madvise, [WINDOW, room, dont_fork, 0, 0, 0])?;
             Ok(window)
         });
@@ -147,7 +187,8 @@ impl Gadget {
     fn share(&self, pid: i32, fd: u64) -> Result<Window, InjectError> {
         let gone = |error: io::Error| InjectError::Gone { pid, error };
         let leader = rustix::process::Pid::from_raw(pid).ok_or_else(|| gone(io::ErrorKind::NotFound.into()))?;
-        let process = rustix::process::pidfd_open(leader, rustix::process::PidfdFlags::empty()).map_err(|e| gone(e.into()))?;
+        let process =
+            rustix::process::pidfd_open(leader, rustix::process::PidfdFlags::empty()).map_err(|e| gone(e.into()))?;
         let flags = rustix::process::PidfdGetfdFlags::empty();
         let memfd = rustix::process::pidfd_getfd(&process, fd as i32, flags).map_err(|error| gone(error.into()))?;
         rustix::fs::ftruncate(&memfd, SHARED_SIZE).map_err(|error| gone(error.into()))?;
@@ -158,5 +199,7 @@ impl Gadget {
 
 /// Whether a process already has a window (its memory has not been replaced by exec since).
 pub fn has_window(tid: i32) -> io::Result<bool> {
-    Ok(maps::read(tid)?.iter().any(|mapping| mapping.start == SHARED && mapping.shared))
+    Ok(maps::read(tid)?
+        .iter()
+        .any(|mapping| mapping.start == SHARED && mapping.shared))
 }

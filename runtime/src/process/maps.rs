@@ -57,7 +57,9 @@ pub fn flags(tid: i32) -> io::Result<HashMap<u64, Vec<[u8; 2]>>> {
     let mut all = HashMap::new();
     for line in String::from_utf8_lossy(&bytes).lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
-            let flags = flags.split_whitespace().filter_map(|flag| <[u8; 2]>::try_from(flag.as_bytes()).ok());
+            let flags = flags
+                .split_whitespace()
+                .filter_map(|flag| <[u8; 2]>::try_from(flag.as_bytes()).ok());
             all.insert(start, flags.collect());
         } else if let Some((range, _)) = line.split_once(' ')
             && let Some((low, _)) = range.split_once('-')
@@ -79,7 +81,9 @@ pub fn attach(mappings: &mut [Mapping], flags: &HashMap<u64, Vec<[u8; 2]>>) {
 }
 
 fn parse(text: &str) -> io::Result<Vec<Mapping>> {
-    text.lines().map(|line| line_of(line).ok_or_else(|| io::Error::other(format!("unreadable maps line: {line}")))).collect()
+    text.lines()
+        .map(|line| line_of(line).ok_or_else(|| io::Error::other(format!("unreadable maps line: {line}"))))
+        .collect()
 }
 
 fn line_of(line: &str) -> Option<Mapping> {
@@ -91,8 +95,16 @@ fn line_of(line: &str) -> Option<Mapping> {
     let inode = fields.next()?.parse().ok()?;
     let name = fields.next().unwrap_or("").trim_start().to_owned();
     let prot = [(b'r', 1u8), (b'w', 2), (b'x', 4)];
-    let bits = prot.iter().zip(modes).filter(|((letter, _), mode)| letter == *mode).map(|((_, bit), _)| bit).sum();
-    let device = rustix::fs::makedev(u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    let bits = prot
+        .iter()
+        .zip(modes)
+        .filter(|((letter, _), mode)| letter == *mode)
+        .map(|((_, bit), _)| bit)
+        .sum();
+    let device = rustix::fs::makedev(
+        u32::from_str_radix(major, 16).ok()?,
+        u32::from_str_radix(minor, 16).ok()?,
+    );
     Some(Mapping {
         start: u64::from_str_radix(start, 16).ok()?,
         end: u64::from_str_radix(end, 16).ok()?,
@@ -115,7 +127,10 @@ mod tests {
         let text = "7f0-800 rw-p 00000000 00:00 0 \n55000-56000 r-xs 00002000 fe:01 77   /a b (deleted)\n";
         let maps = parse(text).expect("parses");
         assert_eq!((maps[0].prot, maps[0].shared, maps[0].name.as_str()), (3, false, ""));
-        assert_eq!((maps[1].prot, maps[1].shared, maps[1].name.as_str()), (5, true, "/a b (deleted)"));
+        assert_eq!(
+            (maps[1].prot, maps[1].shared, maps[1].name.as_str()),
+            (5, true, "/a b (deleted)")
+        );
         assert_eq!((maps[1].offset, maps[1].inode), (0x2000, 77));
     }
 

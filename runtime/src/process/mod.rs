@@ -6,8 +6,12 @@
 //! ```
 //! Every step that must run *inside* the process is a script of raw system calls for the stub in its [`window`].
 
+pub mod capture;
 pub mod freeze;
 pub mod inject;
+pub mod layout;
 pub mod maps;
+pub mod materialise;
+pub mod memory;
 pub mod restart;
 pub mod window;

@@ -122,19 +122,28 @@ mod tests {
         for code in [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND] {
             let mut regs = regs(libc::SYS_read, code);
             assert_eq!(settle(&mut regs, |_| true), Standing::Again);
-            assert_eq!((regs.rip(), regs.rax(), regs.orig_rax()), (0x1000, libc::SYS_read as u64, u64::MAX));
+            assert_eq!(
+                (regs.rip(), regs.rax(), regs.orig_rax()),
+                (0x1000, libc::SYS_read as u64, u64::MAX)
+            );
         }
     }
 
     #[test]
     fn eintr_class_rewinds_and_others_do_not() {
-        assert_eq!(settle(&mut regs(libc::SYS_epoll_wait, EINTR), |_| true), Standing::Again);
+        assert_eq!(
+            settle(&mut regs(libc::SYS_epoll_wait, EINTR), |_| true),
+            Standing::Again
+        );
         assert_eq!(settle(&mut regs(libc::SYS_close, EINTR), |_| true), Standing::User);
     }
 
     #[test]
     fn short_blocking_write_is_seen() {
-        assert_eq!(settle(&mut regs(libc::SYS_write, 65_536), |_| true), Standing::Short(65_536));
+        assert_eq!(
+            settle(&mut regs(libc::SYS_write, 65_536), |_| true),
+            Standing::Short(65_536)
+        );
         assert_eq!(settle(&mut regs(libc::SYS_write, 65_536), |_| false), Standing::User);
         assert_eq!(settle(&mut regs(-1, 65_536), |_| true), Standing::User);
     }

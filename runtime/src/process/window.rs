@@ -2,8 +2,8 @@
 //!
 //! What is read back from here was written by a guest, or could have been: values are hints that are checked, never trusted.
 
-use mosix_loader::script::abi::*;
 use mosix_loader::script::Op;
+use mosix_loader::script::abi::*;
 use mosix_sys::shared::{OutOfRange, Shared, memfd};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,7 +70,9 @@ impl Window {
 
     /// Maps the shared part of a window whose memfd exists.
     pub fn adopt(fd: impl AsFd) -> io::Result<Self> {
-        Ok(Self { shared: Shared::map(fd, SHARED_SIZE)? })
+        Ok(Self {
+            shared: Shared::map(fd, SHARED_SIZE)?,
+        })
     }
 
     /// The raw shared memory.
@@ -89,7 +91,8 @@ impl Window {
         for (index, op) in ops.iter().enumerate() {
             self.shared.write(script + index as u64 * OP_SIZE, &op.to_bytes())?;
         }
-        self.shared.write(base + SLOT_SCRIPT, &(SHARED + script).to_le_bytes())?;
+        self.shared
+            .write(base + SLOT_SCRIPT, &(SHARED + script).to_le_bytes())?;
         self.shared.store(base + SLOT_COUNT_OPS, ops.len() as u32)?;
         self.shared.store(base + SLOT_DONE, 0)?;
         self.shared.store(base + SLOT_STATE, STATE_POSTED)?;
@@ -104,7 +107,11 @@ impl Window {
         if slot == 0 && count <= LONG_SCRIPT_OPS {
             return Ok(ARENA);
         }
-        Err(OutOfRange { offset: slot_offset(slot), length: count }.into())
+        Err(OutOfRange {
+            offset: slot_offset(slot),
+            length: count,
+        }
+        .into())
     }
 
     /// Whether the slot's script has ended.
@@ -120,7 +127,10 @@ impl Window {
     /// Reads the result of operation `index` of a script of `count` operations.
     pub fn result(&self, slot: u32, count: usize, index: usize) -> Result<i64, ScriptError> {
         let mut bytes = [0; 8];
-        self.shared.read(self.script_offset(slot, count)? + index as u64 * OP_SIZE + 56, &mut bytes)?;
+        self.shared.read(
+            self.script_offset(slot, count)? + index as u64 * OP_SIZE + 56,
+            &mut bytes,
+        )?;
         Ok(i64::from_le_bytes(bytes))
     }
 
@@ -134,9 +144,16 @@ impl Window {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(ScriptError::Timeout { slot, waited: begun.elapsed() });
+                return Err(ScriptError::Timeout {
+                    slot,
+                    waited: begun.elapsed(),
+                });
             }
-            self.shared.wait(CONTROL + CONTROL_DOORBELL, bell, Some(left.min(Duration::from_millis(100))))?;
+            self.shared.wait(
+                CONTROL + CONTROL_DOORBELL,
+                bell,
+                Some(left.min(Duration::from_millis(100))),
+            )?;
         }
         let base = slot_offset(slot);
         let done = (self.shared.load(base + SLOT_DONE)? as usize).min(ops.len());
@@ -151,7 +168,12 @@ impl Window {
         for (index, (op, ret)) in ops.iter().zip(&results).enumerate() {
             if op.flags & OP_STOP_ON_ERROR != 0 && (-4095..0).contains(ret) {
                 let error = io::Error::from_raw_os_error(-*ret as i32);
-                return Err(ScriptError::Failed { slot, index, nr: op.nr, error });
+                return Err(ScriptError::Failed {
+                    slot,
+                    index,
+                    nr: op.nr,
+                    error,
+                });
             }
         }
         Ok(results)
@@ -183,7 +205,8 @@ impl Window {
     pub fn read_buffer(&self, slot: u32, at: usize, length: usize) -> Result<Vec<u8>, OutOfRange> {
         check_buffer(at, length)?;
         let mut bytes = vec![0; length];
-        self.shared.read(slot_offset(slot) + SLOT_BUFFER + at as u64, &mut bytes)?;
+        self.shared
+            .read(slot_offset(slot) + SLOT_BUFFER + at as u64, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -230,6 +253,9 @@ impl Window {
 fn check_buffer(at: usize, length: usize) -> Result<(), OutOfRange> {
     match at.checked_add(length) {
         Some(end) if end <= SLOT_BUFFER_SIZE as usize => Ok(()),
-        _ => Err(OutOfRange { offset: at as u64, length }),
+        _ => Err(OutOfRange {
+            offset: at as u64,
+            length,
+        }),
     }
 }

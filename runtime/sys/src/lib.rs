@@ -6,6 +6,7 @@ pub mod cpuid;
 pub mod inherited;
 pub mod notif;
 pub mod process;
+pub mod pagemap;
 pub mod procmem;
 pub mod ptrace;
 pub mod seccomp;

@@ -1,0 +1,324 @@
+//! From a frozen process to a [`ProcessImage`].
+//!
+//! What the kernel tells from outside is read from /proc and by ptrace; what only the thread itself can ask (alternate stack, tid address,
+//! handlers …) is asked by a script in its slot: every thread enters the stub, runs its script in parallel with the others, and
+//! waits there. At home it stays as the deputy's thread, on a host it waits for its end or its thaw.
+
+use super::freeze::{Frozen, FrozenThread};
+use super::maps::Mapping;
+use super::restart::Standing;
+use super::window::{ScriptError, Window, slot_address};
+use mosix_loader::script::abi::SLOT_STACK_TOP;
+use mosix_loader::script::{Op, StubError, stub};
+use mosix_sys::ptrace;
+use mosix_wire::ids::Tid;
+use mosix_wire::image::{Attributes, Clocks, MmImage, Rseq, SigAction, SigInfo, ThreadImage};
+use std::io;
+use std::time::{Duration, Instant};
+
+/// How long one round of capture scripts may take.
+const SCRIPT_LIMIT: Duration = Duration::from_secs(5);
+const PR_GET_TID_ADDRESS: u64 = 40;
+const PR_GET_THP_DISABLE: u64 = 42;
+const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
+const RSEQ_UNREGISTER: u64 = 1;
+const SIGNALS: usize = 64;
+const KERNEL_SIGACTION: usize = 32;
+
+/// What only the process itself could tell.
+#[derive(Debug)]
+pub struct Captured {
+    /// One image per frozen thread, in the same order.
+    pub threads: Vec<ThreadImage>,
+    /// Dispositions of signals 1 to 64.
+    pub actions: Vec<SigAction>,
+    /// Signals pending for the process.
+    pub pending: Vec<SigInfo>,
+    /// Current program break.
+    pub brk: u64,
+    /// prctl and personality values.
+    pub attributes: Attributes,
+}
+
+/// Why a capture failed. The threads still sit in the stub, or are gone; [`undo`] brings them back.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// A thread vanished or ptrace failed.
+    #[error("thread {tid}: {error}")]
+    Thread {
+        /// The thread.
+        tid: i32,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+    /// A capture script failed.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+    /// /proc did not tell what the image needs.
+    #[error("/proc/{pid}/{file}: {error}")]
+    Proc {
+        /// The process.
+        pid: i32,
+        /// The file.
+        file: &'static str,
+        /// What went wrong.
+        error: io::Error,
+    },
+    /// More threads than a window has slots.
+    #[error(
+        "process {pid} has {count} threads; at most {} can move",
+        mosix_wire::limits::THREADS
+    )]
+    Threads {
+        /// The process.
+        pid: i32,
+        /// Its threads.
+        count: usize,
+    },
+    /// The stub in this binary is damaged.
+    #[error(transparent)]
+    Stub(#[from] StubError),
+}
+
+/// Sends every frozen thread into the stub and asks it what only it knows. Thread `i` uses slot `i`.
+///
+/// `number` translates a tid of this node into the one that the program sees.
+pub fn capture(frozen: &Frozen, window: &Window, number: impl Fn(i32) -> i32) -> Result<Captured, CaptureError> {
+    let count = frozen.threads.len();
+    if count > mosix_wire::limits::THREADS {
+        return Err(CaptureError::Threads { pid: frozen.pid, count });
+    }
+    let entry = stub()?.deputy_entry;
+    let mut images = Vec::with_capacity(count);
+    let mut scripts = Vec::with_capacity(count);
+    let shared_pending = ptrace::pending(frozen.pid, true).unwrap_or_default();
+    for (slot, thread) in frozen.threads.iter().enumerate() {
+        let image =
+            outside(thread, number(thread.tid)).map_err(|error| CaptureError::Thread { tid: thread.tid, error })?;
+        let script = questions(slot as u32, &image);
+        window.reset(slot as u32).map_err(ScriptError::from)?;
+        window.post(slot as u32, &script)?;
+        enter(thread.tid, slot as u32, entry).map_err(|error| CaptureError::Thread { tid: thread.tid, error })?;
+        images.push(image);
+        scripts.push(script);
+    }
+    let deadline = Instant::now() + SCRIPT_LIMIT;
+    for (slot, (image, script)) in images.iter_mut().zip(&scripts).enumerate() {
+        let results = window.finish(slot as u32, script, deadline)?;
+        answers(window, slot as u32, &results, image)?;
+    }
+    let (actions, brk, attributes) = process_questions(window)?;
+    let pending = shared_pending.into_iter().map(|info| SigInfo(info.to_vec())).collect();
+    Ok(Captured {
+        threads: images,
+        actions,
+        pending,
+        brk,
+        attributes,
+    })
+}
+
+/// Points a stopped thread at the stub with all signals blocked, and lets it go.
+fn enter(tid: i32, slot: u32, entry: u64) -> io::Result<()> {
+    let mut regs = ptrace::regs(tid)?;
+    regs.set_orig_rax(u64::MAX);
+    regs.set_rax(0);
+    regs.set_rip(entry);
+    regs.set_rdi(slot_address(slot));
+    regs.set_rsp(slot_address(slot) + SLOT_STACK_TOP);
+    // The direction flag and single-step bits of the guest must not reach the stub.
+    regs.set_eflags(0x202);
+    ptrace::set_regs(tid, &regs)?;
+    ptrace::set_sigmask(tid, u64::MAX)?;
+    ptrace::cont(tid, 0)
+}
+
+fn outside(thread: &FrozenThread, number: i32) -> io::Result<ThreadImage> {
+    let tid = thread.tid;
+    let comm = std::fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
+    Ok(ThreadImage {
+        tid: Tid(number),
+        regs: thread.regs.0,
+        xsave: ptrace::xstate(tid)?,
+        mask: ptrace::sigmask(tid)?,
+        altstack: (0, 2, 0),
+        robust: ptrace::robust_list(tid)?,
+        clear_child_tid: 0,
+        rseq: ptrace::rseq(tid)
+            .unwrap_or(None)
+            .map(|(address, size, signature)| Rseq {
+                address,
+                size,
+                signature,
+            }),
+        pending: ptrace::pending(tid, false)?
+            .into_iter()
+            .map(|info| SigInfo(info.to_vec()))
+            .collect(),
+        timer_slack: 0,
+        comm: comm.trim_end().to_owned(),
+        seq: 0,
+        in_flight: matches!(thread.standing, Standing::Block | Standing::Short(_)),
+        cpu_ns: 0,
+    })
+}
+
+/// Offsets in the slot's buffer of what the thread's script writes.
+const AT_ALTSTACK: usize = 0;
+const AT_TID_ADDRESS: usize = 32;
+
+fn questions(slot: u32, image: &ThreadImage) -> Vec<Op> {
+    let buffer = Window::buffer(slot).0;
+    let mut script = vec![
+        Op::may(libc::SYS_sigaltstack, [0, buffer + AT_ALTSTACK as u64, 0, 0, 0, 0]),
+        Op::may(
+            libc::SYS_prctl,
+            [PR_GET_TID_ADDRESS, buffer + AT_TID_ADDRESS as u64, 0, 0, 0, 0],
+        ),
+        Op::may(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK as u64, 0, 0, 0, 0, 0]),
+    ];
+    if let Some(rseq) = image.rseq {
+        // Left registered, the kernel would fault the area in again, or kill a deputy whose memory was dropped.
+        let args = [
+            rseq.address,
+            rseq.size.into(),
+            RSEQ_UNREGISTER,
+            rseq.signature.into(),
+            0,
+            0,
+        ];
+        script.push(Op::may(libc::SYS_rseq, args));
+    }
+    script
+}
+
+fn answers(window: &Window, slot: u32, results: &[i64], image: &mut ThreadImage) -> Result<(), CaptureError> {
+    let bytes = window.read_buffer(slot, 0, 64).map_err(ScriptError::from)?;
+    if results.first() == Some(&0) {
+        let flags = u32_at(&bytes, AT_ALTSTACK + 8) as i32;
+        image.altstack = (u64_at(&bytes, AT_ALTSTACK), flags, u64_at(&bytes, AT_ALTSTACK + 16));
+    }
+    if results.get(1) == Some(&0) {
+        image.clear_child_tid = u64_at(&bytes, AT_TID_ADDRESS);
+    }
+    image.timer_slack = results.get(2).copied().unwrap_or(0).max(0) as u64;
+    Ok(())
+}
+
+/// The reverse of the capture's rseq removal, as a script for the thread when it goes back to its program.
+pub fn rseq_script(image: &ThreadImage) -> Option<Op> {
+    let rseq = image.rseq?;
+    Some(Op::may(
+        libc::SYS_rseq,
+        [rseq.address, rseq.size.into(), 0, rseq.signature.into(), 0, 0],
+    ))
+}
+
+/// Asks slot 0 what concerns the whole process.
+fn process_questions(window: &Window) -> Result<(Vec<SigAction>, u64, Attributes), CaptureError> {
+    let buffer = Window::buffer(0).0;
+    let mut script: Vec<Op> = (1..=SIGNALS as u64)
+        .map(|signal| {
+            let at = buffer + (signal - 1) * KERNEL_SIGACTION as u64;
+            Op::may(libc::SYS_rt_sigaction, [signal, 0, at, 8, 0, 0])
+        })
+        .collect();
+    let limit = buffer + (SIGNALS * KERNEL_SIGACTION) as u64;
+    script.extend([
+        Op::may(libc::SYS_brk, [0; 6]),
+        Op::may(libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0, 0]),
+        Op::may(libc::SYS_prctl, [PR_GET_THP_DISABLE, 0, 0, 0, 0, 0]),
+        Op::may(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0, 0]),
+        Op::may(libc::SYS_membarrier, [MEMBARRIER_GET_REGISTRATIONS, 0, 0, 0, 0, 0]),
+        Op::may(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_STACK), 0, limit, 0, 0]),
+    ]);
+    let results = window.run(0, &script, SCRIPT_LIMIT)?;
+    let bytes = window
+        .read_buffer(0, 0, SIGNALS * KERNEL_SIGACTION + 16)
+        .map_err(ScriptError::from)?;
+    let actions = (0..SIGNALS)
+        .map(|index| {
+            let at = index * KERNEL_SIGACTION;
+            let field = |field: usize| u64_at(&bytes, at + field * 8);
+            SigAction {
+                handler: field(0),
+                flags: field(1),
+                restorer: field(2),
+                mask: field(3),
+            }
+        })
+        .collect();
+    let rest = &results[SIGNALS..];
+    let value = |index: usize| rest.get(index).copied().unwrap_or(0).max(0) as u64;
+    let attributes = Attributes {
+        personality: value(1) as u32,
+        thp_disable: value(2) == 1,
+        dumpable: value(3) as u8,
+        membarrier: value(4) as u32,
+        stack_limit: u64_at(&bytes, SIGNALS * KERNEL_SIGACTION),
+    };
+    Ok((actions, value(0), attributes))
+}
+
+/// Reads the observable fields of mm_struct from /proc; `brk` comes from the process itself.
+pub fn mm(tid: i32, brk: u64) -> Result<MmImage, CaptureError> {
+    let failed = |file, error| CaptureError::Proc { pid: tid, file, error };
+    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).map_err(|error| failed("stat", error))?;
+    let rest = stat.rfind(')').map_or("", |end| &stat[end + 1..]);
+    let fields: Vec<u64> = rest
+        .split_whitespace()
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    // Field numbers of proc_pid_stat(5), less the three before and including the state's predecessor.
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+    if field(26) == 0 {
+        return Err(failed(
+            "stat",
+            io::Error::other("addresses are hidden (no ptrace rights)"),
+        ));
+    }
+    let fields = [
+        field(26),
+        field(27),
+        field(45),
+        field(46),
+        field(47),
+        brk,
+        field(28),
+        field(48),
+        field(49),
+        field(50),
+        field(51),
+    ];
+    let auxv = std::fs::read(format!("/proc/{tid}/auxv")).map_err(|error| failed("auxv", error))?;
+    Ok(MmImage { fields, auxv })
+}
+
+/// Reads the clocks of this node.
+pub fn clocks() -> Clocks {
+    let read = |id| {
+        let time = rustix::time::clock_gettime(id);
+        time.tv_sec * 1_000_000_000 + time.tv_nsec
+    };
+    use rustix::time::ClockId;
+    Clocks {
+        monotonic: read(ClockId::Monotonic),
+        boottime: read(ClockId::Boottime),
+        realtime: read(ClockId::Realtime),
+    }
+}
+
+/// The special mappings of a process by kind: vDSO text, and the data pages before it.
+pub fn vdso_of(mappings: &[Mapping]) -> Option<&Mapping> {
+    mappings.iter().find(|mapping| mapping.name == "[vdso]")
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).map_or(0, |bytes| {
+        bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    })
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u64_at(bytes, at) as u32
+}
