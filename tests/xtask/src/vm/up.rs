@@ -1,0 +1,206 @@
+//! `vm up`: prepare what the guests boot from, join their networks, start them side by side, wait for all.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::cpio::Archive;
+use super::manifest::Manifest;
+use super::net::{Joined, Place};
+use super::state::{Guest, Store};
+use super::tools::Tools;
+use super::{initramfs, kernel, qemu};
+
+/// Options of `cargo xtask vm up`.
+#[derive(Debug, clap::Args)]
+pub struct Up {
+    /// Kernels, as vm-images/manifest.toml calls them; several are dealt out in turn.
+    #[arg(long, value_name = "VERSION", value_delimiter = ',', default_value = "6.12")]
+    kernel: Vec<String>,
+    /// QEMU's CPU models, dealt out in turn: `max` has AVX2 and XSAVE, `qemu64` has neither.
+    #[arg(long, value_name = "MODEL", value_delimiter = ',', default_value = "max")]
+    cpu: Vec<String>,
+    /// How many guests: v1 to vN.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "name")]
+    nodes: u32,
+    /// Names of the guests instead.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    name: Vec<String>,
+    /// Memory of each guest in MiB.
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u32>,
+    /// Virtual CPUs of each guest.
+    #[arg(long, value_name = "N")]
+    cpus: Option<u32>,
+    /// Join this bridge (with a tap device) instead of a multicast group of the guests alone.
+    #[arg(long, value_name = "BRIDGE")]
+    bridge: Option<String>,
+    /// Network namespace of the bridge: a name under /run/netns, a path, or a pid.
+    #[arg(long, value_name = "NETNS", requires = "bridge")]
+    netns: Option<String>,
+    /// Copy a file or folder into the guests before they boot.
+    #[arg(long, value_name = "FROM=TO")]
+    inject: Vec<String>,
+    /// Seconds that a guest may take to answer.
+    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
+    patience: u64,
+}
+
+/// Starts the guests that do not run yet.
+pub fn run(args: &Up, store: &Store, cache: &Path) -> Result<()> {
+    let manifest = Manifest::load()?;
+    let names: Vec<String> = if args.name.is_empty() {
+        (1..=args.nodes).map(|number| format!("v{number}")).collect()
+    } else {
+        args.name.clone()
+    };
+    for name in &names {
+        check_name(name)?;
+    }
+    let _lock = store.lock()?;
+    let known = store.guests()?;
+    let mut wanted = Vec::new();
+    for (index, name) in names.iter().enumerate() {
+        match known.iter().find(|guest| guest.name == *name) {
+            Some(guest) if guest.runs() => {
+                println!(
+                    "{name} is up already: {} with -cpu {}, {}",
+                    guest.release, guest.cpu, guest.address
+                );
+            }
+            Some(guest) => {
+                println!("{name} had ended; what it left is removed");
+                store.remove(guest)?;
+                wanted.push((index, name));
+            }
+            None => wanted.push((index, name)),
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(());
+    }
+
+    let tools = Tools::find(&manifest, cache)?;
+    let base = initramfs::base(&manifest, &tools, cache)?;
+    let build = initramfs::build(cache)?;
+    let place = args.netns.as_deref().map(Place::netns).transpose()?.unwrap_or_default();
+    let mut started = Vec::new();
+    let mut taken: Vec<String> = store.guests()?.into_iter().map(|guest| guest.address).collect();
+    for (index, name) in wanted {
+        let kernel = manifest.kernel(&args.kernel[index % args.kernel.len()])?;
+        let image = kernel::prepare(kernel, &manifest, &tools, cache)?;
+        let address = address(name, &taken)?;
+        taken.push(address.clone());
+        let joined = match &args.bridge {
+            Some(bridge) => Joined::tap(name, bridge, cache),
+            None => Joined::multicast(cache),
+        };
+        let mut guest = Guest {
+            name: name.clone(),
+            kernel: kernel.name.clone(),
+            release: image.release.clone(),
+            cpu: args.cpu[index % args.cpu.len()].clone(),
+            memory: args.memory.unwrap_or(manifest.guest.memory),
+            cpus: args.cpus.unwrap_or(manifest.guest.cpus),
+            address,
+            place: place.clone(),
+            joined,
+            process: None,
+        };
+        // On record before anything exists, so that `vm down` finds it after a crash.
+        store.save(&guest)?;
+        let boot = qemu::Boot {
+            vmlinux: &image.vmlinux,
+            archives: &[&image.modules, &base, &build],
+            own: own_files(&args.inject)?,
+        };
+        let begun = Instant::now();
+        let process = guest
+            .joined
+            .join(&guest.place)
+            .and_then(|()| qemu::start(&guest, boot, tools.get("qemu-system-x86_64")?, store));
+        match process {
+            Ok(process) => guest.process = Some(process),
+            Err(error) => {
+                store.remove(&guest)?;
+                return Err(error);
+            }
+        }
+        store.save(&guest)?;
+        started.push((guest, begun));
+    }
+    for (guest, begun) in &started {
+        qemu::wait(guest, store, Duration::from_secs(args.patience))?;
+        println!(
+            "{} is up after {:.1} s: {} with -cpu {}, {}",
+            guest.name,
+            begun.elapsed().as_secs_f64(),
+            guest.release,
+            guest.cpu,
+            guest.address
+        );
+    }
+    println!("try: cargo xtask vm exec {} -- uname -a", names[0]);
+    Ok(())
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_empty()
+        || name.len() > 20
+        || !name.chars().all(fine)
+        || !name.starts_with(|c: char| c.is_ascii_lowercase())
+    {
+        bail!("{name:?} is no name for a guest: 1 to 20 of a-z, 0-9 and '-', a letter first");
+    }
+    Ok(())
+}
+
+/// `v7` gets 10.77.0.107; another name the first free address from .200 on.
+fn address(name: &str, taken: &[String]) -> Result<String> {
+    let number = name
+        .strip_prefix('v')
+        .and_then(|digits| digits.parse::<u8>().ok())
+        .filter(|n| (1..100).contains(n));
+    let candidates = number.map(|number| 100 + number).into_iter().chain(200..254);
+    candidates
+        .map(|byte| format!("10.77.0.{byte}"))
+        .find(|address| !taken.contains(address))
+        .context("no address is left in 10.77.0.0/24")
+}
+
+/// The files of `--inject`.
+fn own_files(inject: &[String]) -> Result<Archive> {
+    let mut archive = Archive::default();
+    for pair in inject {
+        let (from, to) = pair
+            .split_once('=')
+            .with_context(|| format!("--inject {pair}: expected FROM=TO"))?;
+        archive
+            .copy(&PathBuf::from(from), to, &|_| true)
+            .with_context(|| format!("--inject {pair}"))?;
+    }
+    Ok(archive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_follow_the_names_and_stay_apart() {
+        assert_eq!(address("v7", &[]).unwrap(), "10.77.0.107");
+        assert_eq!(address("v7", &["10.77.0.107".into()]).unwrap(), "10.77.0.200");
+        assert_eq!(address("old", &["10.77.0.200".into()]).unwrap(), "10.77.0.201");
+        assert_eq!(address("v300", &[]).unwrap(), "10.77.0.200");
+    }
+
+    #[test]
+    fn names_that_are_no_folder_are_refused() {
+        for bad in ["", "..", "a/b", "V1", "1", "x,y"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+        check_name("v1").unwrap();
+    }
+}
