@@ -4,6 +4,8 @@
 //! panics, and nothing is allocated before its length was checked.
 
 pub mod call;
+pub mod control;
+pub mod frame;
 pub mod ids;
 pub mod image;
 pub mod limits;

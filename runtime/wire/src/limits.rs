@@ -23,3 +23,21 @@ pub const VMAS: usize = 131_072;
 
 /// Largest page run in one frame in bytes: large enough for full copy speed, small enough to pipeline.
 pub const PAGE_RUN: usize = 1 << 20;
+
+// The header of a frame has 32 bits for either length.
+const _: () = assert!(FRAME_BODY < u32::MAX as usize && FRAME_PAYLOAD < u32::MAX as usize);
+
+/// Largest message on a control socket in bytes: a list of 1,000 peers with their last errors stays below.
+pub const CONTROL_MESSAGE: usize = 1 << 20;
+
+/// Largest message of one node's daemon to another's in bytes.
+pub const NODE_MESSAGE: usize = 256 << 10;
+
+/// Largest hello or answer of a job stream in bytes, read before the sender is known.
+pub const STREAM_HELLO: usize = 1024;
+
+/// Longest reason in a message in bytes; longer ones are cut.
+pub const REASON: usize = 512;
+
+/// Unacknowledged bytes that a session keeps before `send` waits: two of the largest frames fit.
+pub const SESSION_WINDOW: usize = 256 << 20;
