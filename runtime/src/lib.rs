@@ -6,3 +6,4 @@ pub mod contract;
 pub mod cpu;
 pub mod lab;
 pub mod process;
+pub mod link;

@@ -7,6 +7,7 @@ pub mod inherited;
 pub mod notif;
 pub mod process;
 pub mod pagemap;
+pub mod fdpass;
 pub mod procmem;
 pub mod ptrace;
 pub mod seccomp;
