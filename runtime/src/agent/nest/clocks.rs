@@ -1,0 +1,85 @@
+//! Clocks of home for the bodies of an arrival: a time namespace each, since offsets freeze once it is inhabited.
+//!
+//! The tracer thread makes the namespace *for its children* and stays in its own. Monotonic and boot time of a body go on from
+//! where the capturing node's stood; CLOCK_REALTIME has no namespace. See
+//! [time_namespaces(7)](https://man7.org/linux/man-pages/man7/time_namespaces.7.html).
+
+use mosix_wire::image::Clocks;
+use nix::sched::{CloneFlags, unshare};
+use nix::time::{ClockId, clock_gettime};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+/// `CLONE_NEWTIME`, which nix does not name.
+const NEW_TIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
+const SECOND: i64 = 1_000_000_000;
+
+/// Makes time namespaces for the children of the thread that opened it.
+#[derive(Debug)]
+pub struct TimeGate {
+    /// /proc/PID/timens_offsets of that thread, opened while the process was dumpable and had CAP_SYS_TIME.
+    offsets: File,
+    /// The thread's own offsets from the node's clocks: monotonic, boottime.
+    own: (i64, i64),
+}
+
+/// Reads this thread's clocks together.
+///
+/// # Errors
+/// Those of clock_gettime(2), which knows these clocks on every supported kernel.
+pub fn now() -> io::Result<Clocks> {
+    let read = |clock| -> io::Result<i64> {
+        let time = clock_gettime(clock)?;
+        Ok(time.tv_sec() * SECOND + time.tv_nsec())
+    };
+    Ok(Clocks {
+        monotonic: read(ClockId::CLOCK_MONOTONIC)?,
+        boottime: read(ClockId::CLOCK_BOOTTIME)?,
+        realtime: read(ClockId::CLOCK_REALTIME)?,
+    })
+}
+
+impl TimeGate {
+    /// Opens the gate for the calling thread.
+    ///
+    /// # Errors
+    /// `ENOENT` on a kernel without time namespaces.
+    pub fn open() -> io::Result<Self> {
+        let mut offsets = File::options().read(true).write(true).open("/proc/self/timens_offsets")?;
+        let mut text = String::new();
+        offsets.read_to_string(&mut text)?;
+        let own = (offset_of(&text, "monotonic")?, offset_of(&text, "boottime")?);
+        Ok(Self { offsets, own })
+    }
+
+    /// Gives the processes that this thread starts from now on clocks that show `clocks` now.
+    ///
+    /// # Errors
+    /// `ERANGE` for readings that no clock can have; those of unshare(2).
+    pub fn turn_to(&self, clocks: &Clocks) -> io::Result<()> {
+        let here = now()?;
+        let offset = |wanted: i64, here: i64, own: i64| {
+            let sane = (0..i64::MAX / 4).contains(&wanted);
+            sane.then(|| wanted - (here - own)).ok_or_else(|| io::Error::from_raw_os_error(libc::ERANGE))
+        };
+        let monotonic = offset(clocks.monotonic, here.monotonic, self.own.0)?;
+        let boottime = offset(clocks.boottime, here.boottime, self.own.1)?;
+        unshare(NEW_TIME)?;
+        let line = |name, offset: i64| format!("{name} {} {}\n", offset.div_euclid(SECOND), offset.rem_euclid(SECOND));
+        let text = line("monotonic", monotonic) + &line("boottime", boottime);
+        self.offsets.write_all_at(text.as_bytes(), 0)
+    }
+}
+
+/// Reads "NAME SECONDS NANOSECONDS".
+fn offset_of(text: &str, name: &str) -> io::Result<i64> {
+    let fields = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find_map(|fields| match fields[..] {
+        [clock, seconds, nanos] if clock == name => Some((seconds.parse::<i64>(), nanos.parse::<i64>())),
+        _ => None,
+    });
+    match fields {
+        Some((Ok(seconds), Ok(nanos))) => Ok(seconds.saturating_mul(SECOND).saturating_add(nanos)),
+        _ => Err(io::Error::other(format!("no {name} in timens_offsets"))),
+    }
+}
