@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod contract;
 pub mod cpu;
 pub mod lab;

@@ -8,8 +8,7 @@ use mosix_wire::image::Clocks;
 use nix::sched::{CloneFlags, unshare};
 use nix::time::{ClockId, clock_gettime};
 use std::fs::File;
-use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Write};
 
 /// `CLONE_NEWTIME`, which nix does not name.
 const NEW_TIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
@@ -46,9 +45,10 @@ impl TimeGate {
     /// # Errors
     /// `ENOENT` on a kernel without time namespaces.
     pub fn open() -> io::Result<Self> {
-        let mut offsets = File::options().read(true).write(true).open("/proc/self/timens_offsets")?;
-        let mut text = String::new();
-        offsets.read_to_string(&mut text)?;
+        let path = "/proc/self/timens_offsets";
+        let text = std::fs::read_to_string(path)?;
+        // Only for writing: the kernel takes a write at position 0 alone, which reading would leave.
+        let offsets = File::options().write(true).open(path)?;
         let own = (offset_of(&text, "monotonic")?, offset_of(&text, "boottime")?);
         Ok(Self { offsets, own })
     }
@@ -61,23 +61,27 @@ impl TimeGate {
         let here = now()?;
         let offset = |wanted: i64, here: i64, own: i64| {
             let sane = (0..i64::MAX / 4).contains(&wanted);
-            sane.then(|| wanted - (here - own)).ok_or_else(|| io::Error::from_raw_os_error(libc::ERANGE))
+            sane.then(|| wanted - (here - own))
+                .ok_or_else(|| io::Error::from_raw_os_error(libc::ERANGE))
         };
         let monotonic = offset(clocks.monotonic, here.monotonic, self.own.0)?;
         let boottime = offset(clocks.boottime, here.boottime, self.own.1)?;
         unshare(NEW_TIME)?;
         let line = |name, offset: i64| format!("{name} {} {}\n", offset.div_euclid(SECOND), offset.rem_euclid(SECOND));
         let text = line("monotonic", monotonic) + &line("boottime", boottime);
-        self.offsets.write_all_at(text.as_bytes(), 0)
+        (&self.offsets).write_all(text.as_bytes())
     }
 }
 
 /// Reads "NAME SECONDS NANOSECONDS".
 fn offset_of(text: &str, name: &str) -> io::Result<i64> {
-    let fields = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find_map(|fields| match fields[..] {
-        [clock, seconds, nanos] if clock == name => Some((seconds.parse::<i64>(), nanos.parse::<i64>())),
-        _ => None,
-    });
+    let fields = text
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find_map(|fields| match fields[..] {
+            [clock, seconds, nanos] if clock == name => Some((seconds.parse::<i64>(), nanos.parse::<i64>())),
+            _ => None,
+        });
     match fields {
         Some((Ok(seconds), Ok(nanos))) => Ok(seconds.saturating_mul(SECOND).saturating_add(nanos)),
         _ => Err(io::Error::other(format!("no {name} in timens_offsets"))),

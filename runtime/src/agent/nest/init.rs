@@ -106,7 +106,13 @@ fn empty_root() -> io::Result<()> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
     let sealed = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // Any folder serves as a place for the new root; /proc is there wherever mosix runs.
-    mount(Some("mosix"), "/proc", Some("tmpfs"), sealed, Some("size=4k,nr_inodes=2,mode=0555"))?;
+    mount(
+        Some("mosix"),
+        "/proc",
+        Some("tmpfs"),
+        sealed,
+        Some("size=4k,nr_inodes=2,mode=0555"),
+    )?;
     nix::unistd::chdir("/proc")?;
     match nix::unistd::pivot_root(".", ".") {
         Ok(()) => umount2(".", MntFlags::MNT_DETACH)?,
@@ -118,6 +124,12 @@ fn empty_root() -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     nix::unistd::chdir("/")?;
-    mount(none, "/", none, sealed | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY, none)?;
+    mount(
+        none,
+        "/",
+        none,
+        sealed | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY,
+        none,
+    )?;
     Ok(())
 }

@@ -20,7 +20,8 @@ const HANDED_ON: Capability = Capability::CAP_CHECKPOINT_RESTORE;
 
 /// Reduces the calling thread, and every thread and process it will start. Irreversible.
 pub(super) fn reduce() -> Result<(), NestError> {
-    let failed = |what: &'static str| move |error: caps::errors::CapsError| NestError::Rights(format!("{what}: {error}"));
+    let failed =
+        |what: &'static str| move |error: caps::errors::CapsError| NestError::Rights(format!("{what}: {error}"));
     let kept: CapsHashSet = KEPT.into_iter().collect();
     let handed: CapsHashSet = [HANDED_ON].into_iter().collect();
     caps::set(None, CapSet::Inheritable, &handed).map_err(failed("inheritable set"))?;
