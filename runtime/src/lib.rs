@@ -8,3 +8,4 @@ pub mod cpu;
 pub mod lab;
 pub mod process;
 pub mod link;
+pub mod node;

@@ -40,7 +40,11 @@ impl Incoming {
     const SIZE: usize = 256 << 10;
 
     pub(super) fn new() -> Self {
-        Self { bytes: vec![0; Self::SIZE], start: 0, end: 0 }
+        Self {
+            bytes: vec![0; Self::SIZE],
+            start: 0,
+            end: 0,
+        }
     }
 
     pub(super) fn filled(&mut self) -> &mut [u8] {
@@ -140,7 +144,9 @@ impl Engine {
         early: &mut Vec<u8>,
         timeout: Duration,
     ) -> Result<Option<Self>, LinkError> {
-        let Security::Tls { client, server } = security else { return Ok(None) };
+        let Security::Tls { client, server } = security else {
+            return Ok(None);
+        };
         let side = match end {
             End::Dial => {
                 let name = ServerName::try_from("job.mosix").map_err(|_| LinkError::NotTls)?;
@@ -148,7 +154,11 @@ impl Engine {
             }
             End::Accept => Side::Server(Box::new(UnbufferedServerConnection::new(server.clone())?)),
         };
-        let mut engine = Self { side, pending: Vec::new(), failed: false };
+        let mut engine = Self {
+            side,
+            pending: Vec::new(),
+            failed: false,
+        };
         let deadline = Instant::now() + timeout;
         match &mut engine.side {
             Side::Client(connection) => shake(&mut **connection, socket, incoming, early, deadline)?,
@@ -292,7 +302,11 @@ fn drain_alert<P: Process>(connection: &mut P, incoming: &mut Incoming, error: &
     // would fail again, so then the one message must do; else a few can be waiting, and the bound keeps a surprise of the
     // library from looping here.
     use rustls::Error::{DecryptError, InvalidMessage, PeerSentOversizedRecord};
-    let turns = if matches!(error, InvalidMessage(_) | DecryptError | PeerSentOversizedRecord) { 1 } else { 8 };
+    let turns = if matches!(error, InvalidMessage(_) | DecryptError | PeerSentOversizedRecord) {
+        1
+    } else {
+        8
+    };
     for _ in 0..turns {
         let UnbufferedStatus { discard, state } = connection.process(incoming.filled());
         match state {

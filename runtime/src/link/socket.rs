@@ -65,7 +65,8 @@ impl Socket {
         let mut rest = slices;
         while !rest.is_empty() {
             let some = rest.len().min(64);
-            let sent = match rustix::net::sendmsg(&*self.0, &rest[..some], &mut Default::default(), SendFlags::NOSIGNAL) {
+            let sent = match rustix::net::sendmsg(&*self.0, &rest[..some], &mut Default::default(), SendFlags::NOSIGNAL)
+            {
                 Ok(sent) => sent,
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),

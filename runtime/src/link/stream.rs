@@ -75,8 +75,18 @@ pub struct Frame {
 
 impl Default for Frame {
     fn default() -> Self {
-        let header = Header { kind: Kind::Ack, body: 0, payload: 0, seq: 0, ack: 0 };
-        Self { header, body: Vec::new(), payload: Vec::new() }
+        let header = Header {
+            kind: Kind::Ack,
+            body: 0,
+            payload: 0,
+            seq: 0,
+            ack: 0,
+        };
+        Self {
+            header,
+            body: Vec::new(),
+            payload: Vec::new(),
+        }
     }
 }
 
@@ -134,7 +144,12 @@ impl Stream {
         let engine = engine.map(|engine| Arc::new(Mutex::new(engine)));
         socket.set_timeout(None, None)?;
         Ok(Self {
-            tx: Sender { socket: socket.clone(), engine: engine.clone(), stage: Vec::new(), out: Vec::new() },
+            tx: Sender {
+                socket: socket.clone(),
+                engine: engine.clone(),
+                stage: Vec::new(),
+                out: Vec::new(),
+            },
             rx: Receiver {
                 socket,
                 engine,
@@ -210,7 +225,11 @@ impl Sender {
     }
 
     fn write_plain(&mut self, parts: &[&[u8]]) -> Result<(), LinkError> {
-        let mut slices: Vec<_> = parts.iter().filter(|part| !part.is_empty()).map(|part| IoSlice::new(part)).collect();
+        let mut slices: Vec<_> = parts
+            .iter()
+            .filter(|part| !part.is_empty())
+            .map(|part| IoSlice::new(part))
+            .collect();
         Ok(self.socket.write_vectored_all(&mut slices)?)
     }
 
@@ -223,8 +242,16 @@ impl Sender {
                 // Whole records of a large part are encrypted from where they are; the rest is gathered first, so that
                 // header, body and a small payload make one record.
                 let direct = self.stage.is_empty() && part.len() >= RECORD;
-                let limit = if direct { part.len() / RECORD * RECORD } else { RECORD - self.stage.len() };
-                let room = if direct { BATCH.saturating_sub(self.out.len()).max(RECORD) / RECORD * RECORD } else { RECORD };
+                let limit = if direct {
+                    part.len() / RECORD * RECORD
+                } else {
+                    RECORD - self.stage.len()
+                };
+                let room = if direct {
+                    BATCH.saturating_sub(self.out.len()).max(RECORD) / RECORD * RECORD
+                } else {
+                    RECORD
+                };
                 let (now, rest) = part.split_at(part.len().min(limit).min(room));
                 if direct {
                     lock(engine).encrypt(now, &mut self.out)?;
@@ -354,7 +381,11 @@ impl Receiver {
     }
 
     fn ended(&self) -> LinkError {
-        if self.assembly.between() { LinkError::Closed } else { LinkError::Cut }
+        if self.assembly.between() {
+            LinkError::Closed
+        } else {
+            LinkError::Cut
+        }
     }
 
     /// Gives the socket.

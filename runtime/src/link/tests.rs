@@ -46,13 +46,16 @@ fn both() -> [(Security, Security); 2] {
 fn frames_of_all_sizes_come_through() {
     for (home, host) in both() {
         let (mut a, mut b) = streams(&home, &host);
-        let sizes = [0, 1, 100, 16_351, 16_352, 16_353, 16_384, 70_000, 262_144, 3_000_000, 20_000_000];
+        let sizes = [
+            0, 1, 100, 16_351, 16_352, 16_353, 16_384, 70_000, 262_144, 3_000_000, 20_000_000,
+        ];
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 for size in sizes {
                     let payload: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
                     let third = size / 3;
-                    a.send(&vec![7; size % 5000], &[&payload[..third], &[], &payload[third..]]).unwrap();
+                    a.send(&vec![7; size % 5000], &[&payload[..third], &[], &payload[third..]])
+                        .unwrap();
                 }
                 a.split().0.finish().unwrap();
             });
@@ -61,7 +64,13 @@ fn frames_of_all_sizes_come_through() {
                 b.recv_into(&mut frame).unwrap();
                 assert_eq!(frame.header.kind, Kind::Data);
                 assert!(frame.body == vec![7; size % 5000]);
-                assert!(frame.payload.iter().enumerate().all(|(n, byte)| *byte == (n % 251) as u8));
+                assert!(
+                    frame
+                        .payload
+                        .iter()
+                        .enumerate()
+                        .all(|(n, byte)| *byte == (n % 251) as u8)
+                );
                 assert_eq!(frame.payload.len(), size);
             }
             assert!(matches!(b.recv(), Err(LinkError::Closed)));
@@ -102,7 +111,11 @@ fn a_certificate_without_its_key_is_worthless() {
 
 #[test]
 fn pins_can_be_added_and_taken_back_while_configurations_live() {
-    let (a, b, c) = (Identity::generate().unwrap(), Identity::generate().unwrap(), Identity::generate().unwrap());
+    let (a, b, c) = (
+        Identity::generate().unwrap(),
+        Identity::generate().unwrap(),
+        Identity::generate().unwrap(),
+    );
     let pins = Pins::one(a.fingerprint());
     let host = Security::tls(&b, &pins).unwrap();
     let third = Security::tls(&c, &Pins::one(b.fingerprint())).unwrap();
@@ -138,7 +151,10 @@ fn garbage_oversized_and_truncated_frames_are_errors() {
     let mut huge = good;
     huge[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
     for (bytes, wanted) in [
-        (b"GET / HTTP/1.1\r\nHost: some.where.org\r\n\r\n".to_vec(), "not a mosix frame"),
+        (
+            b"GET / HTTP/1.1\r\nHost: some.where.org\r\n\r\n".to_vec(),
+            "not a mosix frame",
+        ),
         (huge.to_vec(), "at most"),
         (good.to_vec(), "within a message"),
         (good[..HEADER - 1].to_vec(), "within a message"),

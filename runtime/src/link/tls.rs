@@ -61,7 +61,9 @@ pub struct Identity {
 
 impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Identity").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+        f.debug_struct("Identity")
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
     }
 }
 
@@ -74,7 +76,11 @@ impl Identity {
         let certificate = params.self_signed(&key)?;
         let certificate = certificate.der().clone();
         let fingerprint = fingerprint(&certificate);
-        Ok(Self { certificate, key: PrivatePkcs8KeyDer::from(key.serialize_der()), fingerprint })
+        Ok(Self {
+            certificate,
+            key: PrivatePkcs8KeyDer::from(key.serialize_der()),
+            fingerprint,
+        })
     }
 
     /// The hash by which the other end knows this one.
@@ -101,17 +107,26 @@ impl Pins {
 
     /// Accepts this certificate too.
     pub fn add(&self, fingerprint: Fingerprint) {
-        self.0.write().unwrap_or_else(|poison| poison.into_inner()).insert(fingerprint);
+        self.0
+            .write()
+            .unwrap_or_else(|poison| poison.into_inner())
+            .insert(fingerprint);
     }
 
     /// Accepts this certificate no longer on new connections.
     pub fn remove(&self, fingerprint: Fingerprint) {
-        self.0.write().unwrap_or_else(|poison| poison.into_inner()).remove(&fingerprint);
+        self.0
+            .write()
+            .unwrap_or_else(|poison| poison.into_inner())
+            .remove(&fingerprint);
     }
 
     /// Whether a certificate is accepted.
     pub fn accepts(&self, fingerprint: Fingerprint) -> bool {
-        self.0.read().unwrap_or_else(|poison| poison.into_inner()).contains(&fingerprint)
+        self.0
+            .read()
+            .unwrap_or_else(|poison| poison.into_inner())
+            .contains(&fingerprint)
     }
 }
 
@@ -158,7 +173,10 @@ impl Security {
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         server.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Self::Tls { client: Arc::new(client), server: Arc::new(server) })
+        Ok(Self::Tls {
+            client: Arc::new(client),
+            server: Arc::new(server),
+        })
     }
 }
 
@@ -181,7 +199,12 @@ impl Pinned {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &PROVIDER.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &PROVIDER.signature_verification_algorithms,
+        )
     }
 }
 
@@ -198,7 +221,8 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.check(end_entity, intermediates).map(|()| ServerCertVerified::assertion())
+        self.check(end_entity, intermediates)
+            .map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -235,7 +259,8 @@ impl ClientCertVerifier for Pinned {
         intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.check(end_entity, intermediates).map(|()| ClientCertVerified::assertion())
+        self.check(end_entity, intermediates)
+            .map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(

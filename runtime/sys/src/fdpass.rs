@@ -5,7 +5,8 @@
 //! [`recv_exact`] loop and are for blocking sockets.
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
 };
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -21,15 +22,26 @@ const SPACE: usize = rustix::cmsg_space!(ScmRights(MAX_FDS));
 /// A peer that is gone is `BrokenPipe`, never SIGPIPE.
 pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     if bytes.is_empty() || fds.len() > MAX_FDS {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "descriptors travel with at least one byte, at most 8 at once"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "descriptors travel with at least one byte, at most 8 at once",
+        ));
     }
     let mut space = [MaybeUninit::uninit(); SPACE];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "too many descriptors in one message"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "too many descriptors in one message",
+        ));
     }
     let sent = rustix::io::retry_on_intr(|| {
-        rustix::net::sendmsg(socket.as_fd(), &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
+        rustix::net::sendmsg(
+            socket.as_fd(),
+            &[IoSlice::new(bytes)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )
     })?;
     Ok(sent)
 }
@@ -55,7 +67,10 @@ pub fn recv(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<Owne
         }
     }
     if message.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors of a message were lost: too many of them, or no room in the table"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "descriptors of a message were lost: too many of them, or no room in the table",
+        ));
     }
     Ok((message.bytes, fds))
 }
@@ -83,7 +98,10 @@ pub fn recv_exact(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Vec<OwnedF
         got += bytes;
         fds.extend(more);
         if fds.len() > MAX_FDS {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than a message may carry"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "more descriptors than a message may carry",
+            ));
         }
     }
     Ok(fds)
@@ -105,7 +123,11 @@ mod tests {
         let mut fds = recv_exact(&b, &mut text).unwrap();
         assert_eq!((&text, fds.len()), (b"hello", 1));
         let fd = fds.remove(0);
-        assert!(rustix::io::fcntl_getfd(&fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        assert!(
+            rustix::io::fcntl_getfd(&fd)
+                .unwrap()
+                .contains(rustix::io::FdFlags::CLOEXEC)
+        );
         let mut file = std::fs::File::from(fd);
         file.write_all(b"x").unwrap();
         drop(file);
@@ -138,7 +160,10 @@ mod tests {
         assert_eq!(recv(&b, &mut [0; 4]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(a);
         assert_eq!(recv(&b, &mut [0; 4]).unwrap().0, 0);
-        assert_eq!(recv_exact(&b, &mut [0; 4]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            recv_exact(&b, &mut [0; 4]).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
         assert_eq!(send(&b, b"x", &[]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -271,7 +271,11 @@ pub fn encode<T: Serialize>(message: &T, limit: usize) -> Result<Vec<u8>, Messag
 /// Reads the length in front of a message and checks it.
 pub fn decode_len(bytes: [u8; 4], limit: usize) -> Result<usize, MessageError> {
     let len = u32::from_le_bytes(bytes) as usize;
-    if len > limit { Err(MessageError::Long(len, limit)) } else { Ok(len) }
+    if len > limit {
+        Err(MessageError::Long(len, limit))
+    } else {
+        Ok(len)
+    }
 }
 
 /// Decodes a message after its length; left-over bytes are an error.
@@ -284,9 +288,16 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MessageError> {
 
 /// Makes one bounded line of a reason: control characters of a peer never reach a terminal or a log.
 pub fn reason(text: impl fmt::Display) -> String {
-    let mut line: String = text.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let mut line: String = text
+        .to_string()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
     if line.len() > limits::REASON {
-        let cut = (0..=limits::REASON - 3).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0);
+        let cut = (0..=limits::REASON - 3)
+            .rev()
+            .find(|at| line.is_char_boundary(*at))
+            .unwrap_or(0);
         line.truncate(cut);
         line.push('…');
     }
@@ -300,14 +311,24 @@ mod tests {
 
     #[test]
     fn messages_come_back_and_limits_hold() {
-        let request = Request::OpenStream { node: NodeName("n2".into()), job: JobId(7), purpose: Purpose::Pages };
+        let request = Request::OpenStream {
+            node: NodeName("n2".into()),
+            job: JobId(7),
+            purpose: Purpose::Pages,
+        };
         let bytes = encode(&request, limits::CONTROL_MESSAGE).unwrap();
         let len = decode_len([bytes[0], bytes[1], bytes[2], bytes[3]], limits::CONTROL_MESSAGE).unwrap();
         assert_eq!(len, bytes.len() - 4);
         assert_eq!(decode::<Request>(&bytes[4..]), Ok(request.clone()));
-        assert_eq!(decode::<Request>(&bytes[4..bytes.len() - 1]), Err(MessageError::Malformed));
+        assert_eq!(
+            decode::<Request>(&bytes[4..bytes.len() - 1]),
+            Err(MessageError::Malformed)
+        );
         assert_eq!(encode(&request, 2), Err(MessageError::Long(len, 2)));
-        assert_eq!(decode_len(u32::MAX.to_le_bytes(), 9), Err(MessageError::Long(u32::MAX as usize, 9)));
+        assert_eq!(
+            decode_len(u32::MAX.to_le_bytes(), 9),
+            Err(MessageError::Long(u32::MAX as usize, 9))
+        );
     }
 
     #[test]

@@ -105,7 +105,13 @@ impl Header {
             return Err(FrameError::Payload(payload as u64, limits::FRAME_PAYLOAD as u64));
         }
         // Both limits are below 4 GiB (asserted in `limits`), so nothing is cut off here.
-        Ok(Self { kind, body: body as u32, payload: payload as u32, seq: 0, ack: 0 })
+        Ok(Self {
+            kind,
+            body: body as u32,
+            payload: payload as u32,
+            seq: 0,
+            ack: 0,
+        })
     }
 
     /// Encodes the header.
@@ -141,7 +147,13 @@ impl Header {
         }
         let word = |at: usize| u32::from_le_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        let header = Self { kind, body: word(0), payload: word(4), seq: long(8), ack: long(16) };
+        let header = Self {
+            kind,
+            body: word(0),
+            payload: word(4),
+            seq: long(8),
+            ack: long(16),
+        };
         if header.body as usize > max_body {
             return Err(FrameError::Body(u64::from(header.body), max_body as u64));
         }
@@ -233,7 +245,10 @@ mod tests {
         assert!(Header::new(Kind::Data, 0, limits::FRAME_PAYLOAD + 1).is_err());
         let mut huge = good;
         huge[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert_eq!(Header::decode(&huge), Err(FrameError::Body(u64::from(u32::MAX), limits::FRAME_BODY as u64)));
+        assert_eq!(
+            Header::decode(&huge),
+            Err(FrameError::Body(u64::from(u32::MAX), limits::FRAME_BODY as u64))
+        );
         let mut old = good;
         old[4] = 9;
         assert_eq!(Header::decode(&old), Err(FrameError::Version(9)));
@@ -243,7 +258,12 @@ mod tests {
 
     #[test]
     fn left_over_bytes_are_no_message() {
-        let resume = Resume { session: 1, life: 2, peer_life: 3, received: 4 };
+        let resume = Resume {
+            session: 1,
+            life: 2,
+            peer_life: 3,
+            received: 4,
+        };
         let mut body = encode_body(&resume).unwrap();
         assert_eq!(decode_body::<Resume>(&body), Ok(resume));
         body.push(0);

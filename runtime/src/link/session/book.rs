@@ -85,7 +85,10 @@ impl Book {
             life,
             peer_life: 0,
             generation: 0,
-            link: Link::Down { since: now, why: "not connected yet".to_owned() },
+            link: Link::Down {
+                since: now,
+                why: "not connected yet".to_owned(),
+            },
             socket: None,
             fresh: None,
             closed: None,
@@ -154,7 +157,11 @@ impl Book {
     /// Accounts for a received frame.
     pub(super) fn take(&mut self, header: &Header) -> Result<Taken, String> {
         if !self.acknowledged(header.ack) {
-            return Err(format!("the peer acknowledges frame {}, of {} sent", header.ack, self.next - 1));
+            return Err(format!(
+                "the peer acknowledges frame {}, of {} sent",
+                header.ack,
+                self.next - 1
+            ));
         }
         match header.kind {
             Kind::Ack => return Ok(Taken::Nothing),
@@ -172,12 +179,21 @@ impl Book {
         if self.untold_bytes >= ACK_BYTES || self.received - self.told >= ACK_FRAMES || header.kind == Kind::Close {
             self.ack_due = true;
         }
-        Ok(if header.kind == Kind::Close { Taken::Close } else { Taken::Deliver })
+        Ok(if header.kind == Kind::Close {
+            Taken::Close
+        } else {
+            Taken::Deliver
+        })
     }
 
     /// What this end says at the start of a connection.
     pub(super) fn resume(&self) -> Resume {
-        Resume { session: self.session, life: self.life, peer_life: self.peer_life, received: self.received }
+        Resume {
+            session: self.session,
+            life: self.life,
+            peer_life: self.peer_life,
+            received: self.received,
+        }
     }
 
     /// Checks what the other end says at the start of a connection; an error ends the session for good.
@@ -195,14 +211,21 @@ impl Book {
             return Err("the peer continues a session that this end does not have: it was started again".to_owned());
         }
         if peer.peer_life != 0 && peer.peer_life != self.life {
-            return Err("the peer continues a session with an earlier life of this end: it was started again".to_owned());
+            return Err(
+                "the peer continues a session with an earlier life of this end: it was started again".to_owned(),
+            );
         }
         if self.peer_life != 0 && self.peer_life != peer.life {
             return Err("the peer was started again and does not know the session any more".to_owned());
         }
         let oldest = self.kept.front().map_or(self.next, |kept| kept.header.seq);
         if !self.acknowledged(peer.received) || peer.received + 1 < oldest {
-            return Err(format!("the peer has received {} frames, between {} and {} are possible", peer.received, oldest - 1, self.next - 1));
+            return Err(format!(
+                "the peer has received {} frames, between {} and {} are possible",
+                peer.received,
+                oldest - 1,
+                self.next - 1
+            ));
         }
         self.peer_life = peer.life;
         Ok(())
@@ -214,7 +237,11 @@ mod tests {
     use super::*;
 
     fn data(seq: u64, ack: u64) -> Header {
-        Header { seq, ack, ..Header::new(Kind::Data, 0, 0).unwrap() }
+        Header {
+            seq,
+            ack,
+            ..Header::new(Kind::Data, 0, 0).unwrap()
+        }
     }
 
     fn keep(book: &mut Book) -> u64 {
@@ -261,7 +288,16 @@ mod tests {
         // The home was started again.
         host.take(&data(1, 0)).unwrap();
         assert!(host.meet(&Book::new(8, 11).resume(), true).is_err());
-        assert!(host.meet(&Resume { received: 5, ..home.resume() }, true).is_err());
+        assert!(
+            host.meet(
+                &Resume {
+                    received: 5,
+                    ..home.resume()
+                },
+                true
+            )
+            .is_err()
+        );
     }
 
     #[test]

@@ -18,7 +18,9 @@ enum Work {
 /// Starts the keeper thread; it ends with the session.
 pub(super) fn start(inner: &Arc<Inner>, opener: Option<Opener>) -> io::Result<()> {
     let inner = inner.clone();
-    std::thread::Builder::new().name("mosix-link".to_owned()).spawn(move || run(&inner, opener))?;
+    std::thread::Builder::new()
+        .name("mosix-link".to_owned())
+        .spawn(move || run(&inner, opener))?;
     Ok(())
 }
 
@@ -72,7 +74,13 @@ fn wait(inner: &Inner, dials: bool, pause: Duration) -> Work {
         book = match (left, &book.link) {
             (Some(Duration::ZERO), Link::Up) => return Work::Acknowledge,
             (Some(Duration::ZERO), Link::Down { .. }) => return Work::Dial,
-            (Some(left), _) => inner.work.wait_timeout(book, left).unwrap_or_else(|poison| poison.into_inner()).0,
+            (Some(left), _) => {
+                inner
+                    .work
+                    .wait_timeout(book, left)
+                    .unwrap_or_else(|poison| poison.into_inner())
+                    .0
+            }
             (None, _) => inner.work.wait(book).unwrap_or_else(|poison| poison.into_inner()),
         };
     }
@@ -89,7 +97,9 @@ fn acknowledge(inner: &Inner) {
             return;
         }
     };
-    let Ok(header) = Header::new(Kind::Ack, 0, 0) else { return };
+    let Ok(header) = Header::new(Kind::Ack, 0, 0) else {
+        return;
+    };
     let header = lock(&inner.book).stamp(header);
     inner.write(&mut order, &header, &[]);
 }

@@ -152,7 +152,9 @@ impl Session {
 
     /// Makes the accepting end, down until the first [`Session::attach`].
     pub fn accept(options: SessionOptions) -> Result<Self, LinkError> {
-        let session = Self { inner: Inner::new(0, options)? };
+        let session = Self {
+            inner: Inner::new(0, options)?,
+        };
         keeper::start(&session.inner, None)?;
         Ok(session)
     }
@@ -195,7 +197,10 @@ impl Session {
         match (&book.closed, &book.link) {
             (Some(closed), _) => State::Closed(closed.clone()),
             (None, Link::Up) => State::Up,
-            (None, Link::Down { since, why }) => State::Down { since: *since, why: why.clone() },
+            (None, Link::Down { since, why }) => State::Down {
+                since: *since,
+                why: why.clone(),
+            },
         }
     }
 
@@ -303,7 +308,10 @@ impl Inner {
         book.fresh = None;
         if matches!(book.link, Link::Up) {
             tracing::debug!(session = book.session, why, "link down");
-            book.link = Link::Down { since: Instant::now(), why };
+            book.link = Link::Down {
+                since: Instant::now(),
+                why,
+            };
         }
         self.work.notify_all();
         self.room.notify_all();
@@ -341,7 +349,12 @@ impl Inner {
             }
             book = match deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())) {
                 Some(left) if left.is_zero() => return Ok(None),
-                Some(left) => self.link.wait_timeout(book, left).unwrap_or_else(|poison| poison.into_inner()).0,
+                Some(left) => {
+                    self.link
+                        .wait_timeout(book, left)
+                        .unwrap_or_else(|poison| poison.into_inner())
+                        .0
+                }
                 None => self.link.wait(book).unwrap_or_else(|poison| poison.into_inner()),
             };
         }
@@ -349,13 +362,18 @@ impl Inner {
 
     /// Reads one frame; true when it is for the user.
     fn recv_step(&self, rx: &mut Rx, frame: &mut Frame) -> Result<bool, Closed> {
-        let Some((generation, receiver)) = &mut rx.current else { return Ok(false) };
+        let Some((generation, receiver)) = &mut rx.current else {
+            return Ok(false);
+        };
         let generation = *generation;
         if let Err(error) = receiver.recv_into(frame) {
             rx.current = None;
             let silent = matches!(&error, LinkError::Io(io) if io.kind() == io::ErrorKind::TimedOut);
             if silent {
-                self.broke(generation, &format_args!("nothing heard for {} s", self.options.silence.as_secs()));
+                self.broke(
+                    generation,
+                    &format_args!("nothing heard for {} s", self.options.silence.as_secs()),
+                );
             } else {
                 self.broke(generation, &error);
             }
@@ -442,7 +460,11 @@ impl Inner {
             let Ok(mut rx) = self.rx.try_lock() else {
                 let book = lock(&self.book);
                 let pause = left.min(Duration::from_millis(20));
-                drop(self.room.wait_timeout(book, pause).unwrap_or_else(|poison| poison.into_inner()));
+                drop(
+                    self.room
+                        .wait_timeout(book, pause)
+                        .unwrap_or_else(|poison| poison.into_inner()),
+                );
                 continue;
             };
             if rx.current.is_none() {

@@ -7,8 +7,6 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-
-
 struct Pair {
     home: Arc<Session>,
     host: Arc<Session>,
@@ -29,7 +27,8 @@ fn pair(home: Security, host: Security, options: SessionOptions) -> Pair {
                     return;
                 }
                 // A cut may hit the handshake: the dialling end tries again.
-                let _ = Stream::accept(OwnedFd::from(socket.unwrap()), &host).and_then(|stream| accepting.attach(stream));
+                let _ =
+                    Stream::accept(OwnedFd::from(socket.unwrap()), &host).and_then(|stream| accepting.attach(stream));
             }
         });
     }
@@ -41,7 +40,11 @@ fn pair(home: Security, host: Security, options: SessionOptions) -> Pair {
         options,
     )
     .unwrap();
-    Pair { home: Arc::new(dialling), host: accepting, stop }
+    Pair {
+        home: Arc::new(dialling),
+        host: accepting,
+        stop,
+    }
 }
 
 impl Drop for Pair {
@@ -84,7 +87,11 @@ fn exchange(sending: &Arc<Session>, receiving: &Arc<Session>, frames: u64) -> [s
 
 fn survives_cuts(home: Security, host: Security, frames: u64) {
     // A small window makes the senders wait for acknowledgements that breaks delay.
-    let options = SessionOptions { window: 4 << 20, redial: (Duration::from_millis(1), Duration::from_millis(20)), ..Default::default() };
+    let options = SessionOptions {
+        window: 4 << 20,
+        redial: (Duration::from_millis(1), Duration::from_millis(20)),
+        ..Default::default()
+    };
     let pair = pair(home, host, options);
     let mut threads = Vec::new();
     threads.extend(exchange(&pair.home, &pair.host, frames));
@@ -100,7 +107,11 @@ fn survives_cuts(home: Security, host: Security, frames: u64) {
                 random ^= random >> 7;
                 random ^= random << 17;
                 std::thread::sleep(Duration::from_micros(random % 40_000));
-                if random & 1 == 0 { home.cut() } else { host.cut() }
+                if random & 1 == 0 {
+                    home.cut()
+                } else {
+                    host.cut()
+                }
                 cuts.fetch_add(1, Ordering::SeqCst);
             }
         })
@@ -150,7 +161,11 @@ fn close_delivers_everything_before_it() {
     };
     let begun = Instant::now();
     pair.home.close();
-    assert!(begun.elapsed() < Duration::from_millis(1500), "close waited {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_millis(1500),
+        "close waited {:?}",
+        begun.elapsed()
+    );
     assert_eq!(reader.join().unwrap(), (1000, Closed::Peer));
     assert_eq!(pair.home.recv(), Err(Closed::Here));
     assert_eq!(pair.home.send(b"x", &[]), Err(SendError::Closed(Closed::Here)));
@@ -189,7 +204,11 @@ fn a_restarted_agent_ends_the_session_with_a_reason() {
 fn silence_takes_the_link_down_and_the_window_holds_senders_back() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let options = SessionOptions { silence: Duration::from_millis(300), window: 1000, ..Default::default() };
+    let options = SessionOptions {
+        silence: Duration::from_millis(300),
+        window: 1000,
+        ..Default::default()
+    };
     let mut first = true;
     let dial_options = options.clone();
     let dialler = std::thread::spawn(move || {
@@ -206,8 +225,13 @@ fn silence_takes_the_link_down_and_the_window_holds_senders_back() {
         .unwrap()
     });
     // A peer that says nothing more after the handshake: its keeper's signs of life are too rare.
-    let peer = Session::accept(SessionOptions { heartbeat: Duration::from_secs(60), ..options }).unwrap();
-    peer.attach(Stream::accept(OwnedFd::from(listener.accept().unwrap().0), &Security::Plain).unwrap()).unwrap();
+    let peer = Session::accept(SessionOptions {
+        heartbeat: Duration::from_secs(60),
+        ..options
+    })
+    .unwrap();
+    peer.attach(Stream::accept(OwnedFd::from(listener.accept().unwrap().0), &Security::Plain).unwrap())
+        .unwrap();
     let home = Arc::new(dialler.join().unwrap());
     assert_eq!(home.state(), State::Up);
     let reader = {
@@ -219,7 +243,11 @@ fn silence_takes_the_link_down_and_the_window_holds_senders_back() {
         assert!(begun.elapsed() < Duration::from_secs(5));
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert!(begun.elapsed() >= Duration::from_millis(200), "down after {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_millis(200),
+        "down after {:?}",
+        begun.elapsed()
+    );
     home.try_send(&[0; 500], &[]).unwrap();
     assert_eq!(home.try_send(&[0; 500], &[]), Err(SendError::Full));
     home.close();

@@ -1,0 +1,19 @@
+//! The node daemon `mosixd` and what others need to talk to it.
+//!
+//! ```text
+//!  supervisor ──unix──▶ control.sock ┐            ┌ control link (TLS, one per pair of nodes) ┐
+//!  mosix CLI  ──unix──▶              mosixd n1 ◀──┴── one TCP port each ──────────────────────┴──▶ mosixd n2
+//!      ▲                                 │ dials, says whom it wants, hands the socket over          │ accepts, hands it on
+//!      └── TCP, by SCM_RIGHTS ───────────┘                                       agents/<job>.sock ──▶ agent
+//! ```
+//!
+//! The daemon listens, dials and passes descriptors on; it never sees what a job sends. It holds no state that a restart
+//! would lose: supervisors and agents dial its socket anew for each request, running agents are found by their sockets.
+
+pub mod agent_socket;
+pub mod client;
+pub mod message;
+pub mod paths;
+
+pub use agent_socket::{AgentSocket, Incoming};
+pub use client::{ClientError, Control};
