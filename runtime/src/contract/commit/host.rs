@@ -71,11 +71,12 @@ pub enum Host<N> {
 pub enum HostEvent<N> {
     /// Home's word.
     Order(Order<N>),
-    /// An image of this epoch begins to arrive from there (authenticated).
+    /// An image of this epoch begins to arrive from there (authenticated). The stream may be faster than home's announcement:
+    /// an agent keeps it waiting for a bounded time before it gives the event, else the move fails for nothing.
     Arrive(Epoch, Place<N>),
     /// The body of this epoch is built, its filter verified in every thread.
     Built(Epoch),
-    /// The image of this epoch broke off, or the body could not be built.
+    /// The image of this epoch broke off, did not come in time, or the body could not be built.
     BuildFailed(Epoch),
     /// The body is frozen and captured for this attempt.
     BodyFrozen(Epoch),
@@ -138,7 +139,13 @@ impl<N: Clone + PartialEq> Host<N> {
     #[must_use]
     pub fn step(self, event: HostEvent<N>) -> (Self, Vec<HostEffect<N>>) {
         match event {
-            HostEvent::Order(order) => self.order(order),
+            HostEvent::Order(order) => {
+                // An order is a sign of life of home.
+                let (state, mut effects) = self.unhold();
+                let (state, more) = state.order(order);
+                effects.extend(more);
+                (state, effects)
+            }
             HostEvent::Arrive(epoch, from) => self.arrive(epoch, &from),
             HostEvent::Built(done) => match self {
                 Self::Building { epoch } if epoch == done => {
@@ -343,6 +350,24 @@ impl<N: Clone + PartialEq> Host<N> {
                 vec![Do::Report(Report::CannotDepart(attempt)), Do::ResumeBody(epoch)],
             ),
             (state, _) => (state, vec![]),
+        }
+    }
+
+    fn unhold(self) -> (Self, Vec<Do<N>>) {
+        match self {
+            Self::Running {
+                epoch,
+                seen,
+                held: true,
+            } => (
+                Self::Running {
+                    epoch,
+                    seen,
+                    held: false,
+                },
+                vec![Do::UnholdBody],
+            ),
+            state => (state, vec![]),
         }
     }
 
