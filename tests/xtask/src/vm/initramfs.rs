@@ -17,19 +17,23 @@ use super::manifest::Manifest;
 use super::tools::Tools;
 use crate::workspace;
 
-/// Applets that must win over nothing: every busybox applet gets a link unless a real program has the name.
+/// First program of a guest.
 const INIT: &str = "vm-images/qemu/init";
+/// What busybox init keeps running.
 const INITTAB: &str = "vm-images/qemu/inittab";
+/// Starts mosixd in guests that have a configuration.
+const NODE: &str = "vm-images/qemu/node";
 
 /// The base archive under `cache`; made anew when anything in it has changed.
 pub fn base(manifest: &Manifest, tools: &Tools, cache: &Path) -> Result<PathBuf> {
     let root = workspace::root()?;
-    let (init, inittab) = (root.join(INIT), root.join(INITTAB));
+    let (init, inittab, node) = (root.join(INIT), root.join(INITTAB), root.join(NODE));
     let mut hasher = DefaultHasher::new();
     let programs = manifest.guest.programs.iter().chain(&manifest.guest.optional);
     let sources = programs.map(PathBuf::from).chain([
         init.clone(),
         inittab.clone(),
+        node.clone(),
         root.join("vm-images/manifest.toml"),
         tools.busybox().to_owned(),
         std::env::current_exe().unwrap_or_default(),
@@ -56,6 +60,7 @@ pub fn base(manifest: &Manifest, tools: &Tools, cache: &Path) -> Result<PathBuf>
         "proc",
         "sys",
         "dev",
+        "mnt",
         "tmp",
         "run",
         "root",
@@ -185,8 +190,17 @@ fn in_guest(path: &Path) -> Result<String> {
     })
 }
 
-/// Builds the static `mosix` and the exec server, and packs them. Returns the archive.
-pub fn build(cache: &Path) -> Result<PathBuf> {
+/// What [`build`] made.
+#[derive(Debug)]
+pub struct Built {
+    /// The static `mosix`, which runs on this machine as well.
+    pub mosix: PathBuf,
+    /// Archive with it and the exec server.
+    pub archive: PathBuf,
+}
+
+/// Builds the static `mosix` and the exec server, and packs them.
+pub fn build(cache: &Path) -> Result<Built> {
     let target = cache.join("build");
     let mut cargo = workspace::cargo()?;
     cargo.args([
@@ -220,5 +234,8 @@ pub fn build(cache: &Path) -> Result<PathBuf> {
     let beside = path.with_extension("new");
     fs::write(&beside, archive.finish()?).with_context(|| format!("cannot write {}", beside.display()))?;
     fs::rename(&beside, &path)?;
-    Ok(path)
+    Ok(Built {
+        mosix: built.join("mosix"),
+        archive: path,
+    })
 }

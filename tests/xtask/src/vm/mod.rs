@@ -14,6 +14,7 @@ mod debs;
 mod exec;
 mod initramfs;
 mod kernel;
+mod lab;
 mod manifest;
 mod net;
 mod protocol;

@@ -205,7 +205,7 @@ mod tests {
                 let mut from = bytes.as_slice();
                 let heard = loop {
                     match read_frame(&mut from) {
-                        Ok(Frame::Hello(nonce)) if nonce == 42 => break true,
+                        Ok(Frame::Hello(42)) => break true,
                         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break false,
                         _ => {}
                     }

@@ -117,20 +117,34 @@ pub fn wait(guest: &Guest, store: &Store, patience: Duration) -> Result<()> {
     let answered = exec::hello(&folder, deadline, &|| guest.runs());
     answered.with_context(|| {
         let console = fs::read(folder.join("serial.log")).unwrap_or_default();
-        let console = String::from_utf8_lossy(&console[console.len().saturating_sub(2000)..]).into_owned();
+        let console = excerpt(&String::from_utf8_lossy(&console));
         let what = if guest.runs() { "does not answer" } else { "has ended" };
-        format!("guest {} {what}; its console said:\n{}", guest.name, console.trim_end())
+        format!("guest {} {what}; its console said:\n{}", guest.name, console)
     })?;
     // Unpacked long ago; the kernel has its own copy.
     let _only_space = fs::remove_file(folder.join("root.cpio"));
     Ok(())
 }
 
+/// The end of a console's output; of a panic what led to it, not the registers after it.
+fn excerpt(console: &str) -> String {
+    let lines: Vec<&str> = console.lines().collect();
+    let end = lines
+        .iter()
+        .position(|line| line.contains("Kernel panic"))
+        .map_or(lines.len(), |line| line + 1);
+    lines[end.saturating_sub(25)..end].join("\n")
+}
+
 /// What `/init` reads.
 fn settings(guest: &Guest) -> String {
     let (ip, prefix, gateway) = guest.joined.guest_address(&guest.address);
     let (name, mac) = (&guest.name, mac(&guest.name));
-    format!("name={name}\nmac={mac}\nip={ip}\nprefix={prefix}\ngateway={gateway}\n")
+    let mut text = format!("name={name}\nmac={mac}\nip={ip}\nprefix={prefix}\ngateway={gateway}\n");
+    for (variable, value) in &guest.env {
+        text.push_str(&format!("export {variable}='{}'\n", value.replace('\'', "'\\''")));
+    }
+    text
 }
 
 /// A card address of the range for local use, by the guest's name.

@@ -38,6 +38,8 @@ pub struct Guest {
     pub place: Place,
     /// How its card is joined to the nodes' network.
     pub joined: Joined,
+    /// Variables that programs in the guest find in their environment: where its mosixd has its files.
+    pub env: Vec<(String, String)>,
     /// QEMU, once it runs.
     pub process: Option<Process>,
 }

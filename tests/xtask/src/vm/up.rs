@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
+use super::lab::{Extra, Lab};
 use super::manifest::Manifest;
 use super::net::{Joined, Place};
 use super::state::{Guest, Store};
@@ -39,6 +40,16 @@ pub struct Up {
     /// Network namespace of the bridge: a name under /run/netns, a path, or a pid.
     #[arg(long, value_name = "NETNS", requires = "bridge")]
     netns: Option<String>,
+    /// Join the switch of this lab as one of its nodes, `mosixd` included; the lab must have the guest as an extra
+    /// node: `mosix lab up --extra-node v1=10.77.0.101`.
+    #[arg(
+        long,
+        value_name = "LAB",
+        num_args = 0..=1,
+        default_missing_value = "lab",
+        conflicts_with_all = ["bridge", "netns"]
+    )]
+    attach_lab: Option<String>,
     /// Copy a file or folder into the guests before they boot.
     #[arg(long, value_name = "FROM=TO")]
     inject: Vec<String>,
@@ -83,19 +94,18 @@ pub fn run(args: &Up, store: &Store, cache: &Path) -> Result<()> {
 
     let tools = Tools::find(&manifest, cache)?;
     let base = initramfs::base(&manifest, &tools, cache)?;
-    let build = initramfs::build(cache)?;
-    let place = args.netns.as_deref().map(Place::netns).transpose()?.unwrap_or_default();
+    let built = initramfs::build(cache)?;
+    let lab = args
+        .attach_lab
+        .as_deref()
+        .map(|lab| Lab::find(lab, &built.mosix))
+        .transpose()?;
     let mut started = Vec::new();
-    let mut taken: Vec<String> = store.guests()?.into_iter().map(|guest| guest.address).collect();
     for (index, name) in wanted {
         let kernel = manifest.kernel(&args.kernel[index % args.kernel.len()])?;
         let image = kernel::prepare(kernel, &manifest, &tools, cache)?;
-        let address = address(name, &taken)?;
-        taken.push(address.clone());
-        let joined = match &args.bridge {
-            Some(bridge) => Joined::tap(name, bridge, cache),
-            None => Joined::multicast(cache),
-        };
+        let taken: Vec<String> = store.guests()?.into_iter().map(|guest| guest.address).collect();
+        let extra = lab.as_ref().map(|lab| lab.extra(name)).transpose()?;
         let mut guest = Guest {
             name: name.clone(),
             kernel: kernel.name.clone(),
@@ -103,24 +113,26 @@ pub fn run(args: &Up, store: &Store, cache: &Path) -> Result<()> {
             cpu: args.cpu[index % args.cpu.len()].clone(),
             memory: args.memory.unwrap_or(manifest.guest.memory),
             cpus: args.cpus.unwrap_or(manifest.guest.cpus),
-            address,
-            place: place.clone(),
-            joined,
+            address: extra.map_or_else(|| address(name, &taken), |extra| Ok(extra.address.to_string()))?,
+            place: Place::default(),
+            joined: Joined::multicast(cache),
+            env: extra.map(variables).transpose()?.unwrap_or_default(),
             process: None,
         };
-        // On record before anything exists, so that `vm down` finds it after a crash.
-        store.save(&guest)?;
+        let mut own = own_files(&args.inject)?;
+        if let Some(extra) = extra {
+            let to = text(&extra.folder)?;
+            own.copy(&extra.folder, to, &|_| true)
+                .with_context(|| format!("files of the lab's node {name}"))?;
+        }
+        join(&mut guest, args, lab.as_ref().zip(extra), &built.mosix, store, cache)?;
         let boot = qemu::Boot {
             vmlinux: &image.vmlinux,
-            archives: &[&image.modules, &base, &build],
-            own: own_files(&args.inject)?,
+            archives: &[&image.modules, &base, &built.archive],
+            own,
         };
         let begun = Instant::now();
-        let process = guest
-            .joined
-            .join(&guest.place)
-            .and_then(|()| qemu::start(&guest, boot, tools.get("qemu-system-x86_64")?, store));
-        match process {
+        match qemu::start(&guest, boot, tools.get("qemu-system-x86_64")?, store) {
             Ok(process) => guest.process = Some(process),
             Err(error) => {
                 store.remove(&guest)?;
@@ -143,6 +155,66 @@ pub fn run(args: &Up, store: &Store, cache: &Path) -> Result<()> {
     }
     println!("try: cargo xtask vm exec {} -- uname -a", names[0]);
     Ok(())
+}
+
+/// Connects the guest's card, and puts the guest on record *before* each attempt, so that `vm down` finds all of it
+/// after a crash.
+fn join(
+    guest: &mut Guest,
+    args: &Up,
+    lab: Option<(&Lab, &Extra)>,
+    mosix: &Path,
+    store: &Store,
+    cache: &Path,
+) -> Result<()> {
+    let mut choices = Vec::new();
+    if let Some((lab, extra)) = lab {
+        guest.place = lab.switch(mosix)?;
+        let bridge = lab.bridge()?;
+        choices.push(Joined::tap(&guest.name, bridge, cache));
+        // Where the tap device is closed to us (an ordinary user's lab), QEMU's own network stack stands in.
+        choices.push(Joined::Forward {
+            bridge: bridge.to_owned(),
+            address: extra.address.to_string(),
+            ports: vec![extra.port],
+        });
+    } else if let Some(bridge) = &args.bridge {
+        guest.place = args.netns.as_deref().map(Place::netns).transpose()?.unwrap_or_default();
+        choices.push(Joined::tap(&guest.name, bridge, cache));
+    } else {
+        choices.push(Joined::multicast(cache));
+    }
+    let mut refused = Vec::new();
+    for choice in choices {
+        guest.joined = choice;
+        store.save(guest)?;
+        match guest.joined.join(&guest.place) {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                guest.joined.leave(&guest.place);
+                eprintln!("vm: {}: {error:#}", guest.name);
+                refused.push(format!("{error:#}"));
+            }
+        }
+    }
+    store.remove(guest)?;
+    bail!("guest {} cannot be connected: {}", guest.name, refused.join("; "))
+}
+
+/// The environment that makes `mosix` in the guest find its node's files.
+fn variables(extra: &Extra) -> Result<Vec<(String, String)>> {
+    let all = [
+        ("MOSIX_CONFIG", &extra.config),
+        ("MOSIX_STATE_DIR", &extra.state_dir),
+        ("MOSIX_RUNTIME_DIR", &extra.runtime_dir),
+    ];
+    all.into_iter()
+        .map(|(name, path)| Ok((name.to_owned(), text(path)?.to_owned())))
+        .collect()
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{}: not UTF-8", path.display()))
 }
 
 fn check_name(name: &str) -> Result<()> {
