@@ -9,3 +9,4 @@ pub mod lab;
 pub mod process;
 pub mod link;
 pub mod node;
+pub mod syscall;
