@@ -126,7 +126,11 @@ impl<'a> View<'a> {
             Arg::Int | Arg::Fd | Arg::Clock | Arg::SendFlags => self.plain(i),
             Arg::Only(values) => {
                 self.plain(i)?;
-                if values.contains(&(self.value(i) as u32)) { Ok(()) } else { Err("value that is not forwarded") }
+                if values.contains(&(self.value(i) as u32)) {
+                    Ok(())
+                } else {
+                    Err("value that is not forwarded")
+                }
             }
             Arg::Addr => match self.arg(i)? {
                 Target::At(_) => Err("address that is not followed"),
@@ -179,7 +183,11 @@ impl<'a> View<'a> {
 
     /// An argument that is no pointer may have any value, but must not become an address.
     fn plain(&self, i: u8) -> Verdict {
-        if self.call.relocs.contains(&Place::Arg(i)) { Err("number made an address") } else { Ok(()) }
+        if self.call.relocs.contains(&Place::Arg(i)) {
+            Err("number made an address")
+        } else {
+            Ok(())
+        }
     }
 
     /// The `socklen_t` behind argument `len`, zero without one.
@@ -191,7 +199,11 @@ impl<'a> View<'a> {
     }
 
     fn option(&self, set: bool) -> Verdict {
-        if option_is_unportable(self.value(1), self.value(2), set) { Err("socket option with pointers") } else { Ok(()) }
+        if option_is_unportable(self.value(1), self.value(2), set) {
+            Err("socket option with pointers")
+        } else {
+            Ok(())
+        }
     }
 
     fn iov(&self, array: Target, count: u64) -> Verdict {

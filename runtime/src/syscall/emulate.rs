@@ -39,10 +39,18 @@ pub fn memory(nr: u32, args: &[u64; 6]) -> Memory {
             if flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u64 != 0 {
                 return Memory::Return("maps locked or huge pages");
             }
-            if flags & libc::MAP_FIXED as u64 != 0 && touches_window(addr, len) { window } else { Memory::Continue }
+            if flags & libc::MAP_FIXED as u64 != 0 && touches_window(addr, len) {
+                window
+            } else {
+                Memory::Continue
+            }
         }
         libc::SYS_munmap | libc::SYS_mprotect => {
-            if touches_window(addr, len) { window } else { Memory::Continue }
+            if touches_window(addr, len) {
+                window
+            } else {
+                Memory::Continue
+            }
         }
         libc::SYS_mremap => {
             let fixed = flags & 2 != 0;
@@ -100,15 +108,33 @@ pub fn cpu_clock(id: u64, pid: i32, tid: i32) -> Option<CpuClock> {
 
 /// Leaves of /proc/PID that show the memory or the CPU state of the process: they must be read where the body is.
 const OWN: &[&[u8]] = &[
-    b"maps", b"smaps", b"smaps_rollup", b"numa_maps", b"map_files", b"mem", b"pagemap", b"clear_refs", b"cmdline",
-    b"environ", b"stat", b"statm", b"status", b"stack", b"syscall", b"wchan", b"sched", b"schedstat",
+    b"maps",
+    b"smaps",
+    b"smaps_rollup",
+    b"numa_maps",
+    b"map_files",
+    b"mem",
+    b"pagemap",
+    b"clear_refs",
+    b"cmdline",
+    b"environ",
+    b"stat",
+    b"statm",
+    b"status",
+    b"stack",
+    b"syscall",
+    b"wchan",
+    b"sched",
+    b"schedstat",
 ];
 
 /// Whether `path` names, by its letters, a file in /proc that describes the calling process's own memory.
 ///
 /// Links to it, and paths relative to a descriptor or a cwd inside /proc, are not seen here.
 pub fn own_memory_path(path: &[u8], pid: i32, tid: i32) -> bool {
-    let mut parts = path.split(|&b| b == b'/').filter(|part| !part.is_empty() && *part != b".");
+    let mut parts = path
+        .split(|&b| b == b'/')
+        .filter(|part| !part.is_empty() && *part != b".");
     if !path.starts_with(b"/") || parts.next() != Some(b"proc".as_slice()) {
         return false;
     }
@@ -137,14 +163,29 @@ mod tests {
 
     #[test]
     fn window_is_sealed_and_its_neighbours_are_not() {
-        assert_eq!(memory(11, &[WINDOW_START - 4096, 8192, 0, 0, 0, 0]), Memory::Errno(libc::EPERM));
+        assert_eq!(
+            memory(11, &[WINDOW_START - 4096, 8192, 0, 0, 0, 0]),
+            Memory::Errno(libc::EPERM)
+        );
         assert_eq!(memory(11, &[WINDOW_START - 4096, 4096, 0, 0, 0, 0]), Memory::Continue);
-        assert_eq!(memory(11, &[WINDOW_START - 4096, 4097, 0, 0, 0, 0]), Memory::Errno(libc::EPERM));
+        assert_eq!(
+            memory(11, &[WINDOW_START - 4096, 4097, 0, 0, 0, 0]),
+            Memory::Errno(libc::EPERM)
+        );
         assert_eq!(memory(11, &[WINDOW_END, 4096, 0, 0, 0, 0]), Memory::Continue);
         assert_eq!(memory(10, &[0x1000, u64::MAX, 0, 0, 0, 0]), Memory::Errno(libc::EPERM));
-        assert_eq!(memory(25, &[0x1000, 4096, 8192, 3, WINDOW_START, 0]), Memory::Errno(libc::EPERM));
-        assert_eq!(memory(9, &[WINDOW_START, 4096, 3, 0x32, 0, 0]), Memory::Errno(libc::EPERM));
-        assert_eq!(memory(9, &[WINDOW_START, 4096, 3, 0x02, 3, 0]), Memory::Return("maps a file"));
+        assert_eq!(
+            memory(25, &[0x1000, 4096, 8192, 3, WINDOW_START, 0]),
+            Memory::Errno(libc::EPERM)
+        );
+        assert_eq!(
+            memory(9, &[WINDOW_START, 4096, 3, 0x32, 0, 0]),
+            Memory::Errno(libc::EPERM)
+        );
+        assert_eq!(
+            memory(9, &[WINDOW_START, 4096, 3, 0x02, 3, 0]),
+            Memory::Return("maps a file")
+        );
     }
 
     #[test]
@@ -153,18 +194,39 @@ mod tests {
         assert_eq!(cpu_clock(2, 10, 11), Some(CpuClock::Process));
         assert_eq!(cpu_clock(3, 10, 11), Some(CpuClock::Thread));
         // pthread_getcpuclockid of thread 11, clock_getcpuclockid of process 10, of process 99, and a PTP descriptor 4.
-        assert_eq!(cpu_clock(((!11i32) << 3 | 6) as u32 as u64, 10, 11), Some(CpuClock::Thread));
-        assert_eq!(cpu_clock(((!10i32) << 3 | 2) as u32 as u64, 10, 11), Some(CpuClock::Process));
-        assert_eq!(cpu_clock(((!99i32) << 3 | 2) as u32 as u64, 10, 11), Some(CpuClock::Other(99, true)));
+        assert_eq!(
+            cpu_clock(((!11i32) << 3 | 6) as u32 as u64, 10, 11),
+            Some(CpuClock::Thread)
+        );
+        assert_eq!(
+            cpu_clock(((!10i32) << 3 | 2) as u32 as u64, 10, 11),
+            Some(CpuClock::Process)
+        );
+        assert_eq!(
+            cpu_clock(((!99i32) << 3 | 2) as u32 as u64, 10, 11),
+            Some(CpuClock::Other(99, true))
+        );
         assert_eq!(cpu_clock(((!4i32) << 3 | 3) as u32 as u64, 10, 11), None);
     }
 
     #[test]
     fn own_proc_files_are_known() {
-        for path in ["/proc/self/maps", "//proc/./self//stat", "/proc/10/cmdline", "/proc/self/task/11/stat"] {
+        for path in [
+            "/proc/self/maps",
+            "//proc/./self//stat",
+            "/proc/10/cmdline",
+            "/proc/self/task/11/stat",
+        ] {
             assert!(own_memory_path(path.as_bytes(), 10, 11), "{path}");
         }
-        for path in ["/proc/self/fd/3", "/proc/9/maps", "/proc/meminfo", "proc/self/maps", "/tmp/maps", "/proc/self"] {
+        for path in [
+            "/proc/self/fd/3",
+            "/proc/9/maps",
+            "/proc/meminfo",
+            "proc/self/maps",
+            "/tmp/maps",
+            "/proc/self",
+        ] {
             assert!(!own_memory_path(path.as_bytes(), 10, 11), "{path}");
         }
     }

@@ -80,9 +80,14 @@ pub fn away(exempt: Option<Range<u64>>) -> Result<Vec<Instruction>, FilterError>
             Away::Native => {
                 rules.insert(i64::from(row.nr), Vec::new());
             }
-            Away::NativeIf { rules: alternatives, .. } => {
+            Away::NativeIf {
+                rules: alternatives, ..
+            } => {
                 let chain: Result<Vec<_>, _> = alternatives.iter().map(|rule| compile(rule)).collect();
-                rules.insert(i64::from(row.nr), chain.map_err(|source| FilterError::Compile { side, source })?);
+                rules.insert(
+                    i64::from(row.nr),
+                    chain.map_err(|source| FilterError::Compile { side, source })?,
+                );
             }
             _ => {}
         }
@@ -137,7 +142,11 @@ fn compile(rule: &[Cond]) -> Result<SeccompRule, seccompiler::BackendError> {
     let conditions: Result<Vec<_>, _> = rule
         .iter()
         .map(|cond| {
-            let width = if cond.wide { SeccompCmpArgLen::Qword } else { SeccompCmpArgLen::Dword };
+            let width = if cond.wide {
+                SeccompCmpArgLen::Qword
+            } else {
+                SeccompCmpArgLen::Dword
+            };
             let op = match cond.op {
                 Op::Eq => SeccompCmpOp::Eq,
                 Op::Lt => SeccompCmpOp::Lt,
@@ -160,8 +169,15 @@ fn build(
     let program: BpfProgram = SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)
         .and_then(TryInto::try_into)
         .map_err(|source| FilterError::Compile { side, source })?;
-    let program: Vec<Instruction> =
-        program.iter().map(|i| Instruction { code: i.code, jt: i.jt, jf: i.jf, k: i.k }).collect();
+    let program: Vec<Instruction> = program
+        .iter()
+        .map(|i| Instruction {
+            code: i.code,
+            jt: i.jt,
+            jf: i.jf,
+            k: i.k,
+        })
+        .collect();
     match program.as_slice() {
         [a, b, c, ..] if a.k == ARCH && b.code == JEQ && c.code == RET => Ok(program),
         _ => Err(FilterError::Shape { side }),
@@ -199,11 +215,21 @@ fn in_range(range: &Range<u64>) -> Vec<Instruction> {
 }
 
 const fn ret(k: u32) -> Instruction {
-    Instruction { code: RET, jt: 0, jf: 0, k }
+    Instruction {
+        code: RET,
+        jt: 0,
+        jf: 0,
+        k,
+    }
 }
 
 const fn load(k: u32) -> Instruction {
-    Instruction { code: LOAD, jt: 0, jf: 0, k }
+    Instruction {
+        code: LOAD,
+        jt: 0,
+        jf: 0,
+        k,
+    }
 }
 
 const fn op(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
@@ -211,7 +237,12 @@ const fn op(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
 }
 
 const fn jump(from: usize, to: usize) -> Instruction {
-    Instruction { code: JUMP, jt: 0, jf: 0, k: (to - from - 1) as u32 }
+    Instruction {
+        code: JUMP,
+        jt: 0,
+        jf: 0,
+        k: (to - from - 1) as u32,
+    }
 }
 
 #[cfg(test)]

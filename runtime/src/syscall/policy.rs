@@ -54,7 +54,13 @@ pub struct Denied {
 /// [`Denied`]: the deputy must not execute it.
 pub fn permit(call: &Call, payload: &[u8], job: &impl JobView) -> Result<(), Denied> {
     let row = table::row(call.nr);
-    let denied = |errno, reason| Denied { nr: call.nr, name: row.name, pid: call.pid.0, errno, reason };
+    let denied = |errno, reason| Denied {
+        nr: call.nr,
+        name: row.name,
+        pid: call.pid.0,
+        errno,
+        reason,
+    };
     if !row.forwards() {
         return Err(denied(libc::EPERM, "the table does not forward it"));
     }
@@ -114,7 +120,11 @@ fn targets(call: &Call, view: &View<'_>, job: &impl JobView) -> Result<(), &'sta
         libc::SYS_prlimit64 => within(own(int(0))),
         libc::SYS_setpriority | libc::SYS_ioprio_set => {
             // which: PRIO_PROCESS 0, IOPRIO_WHO_PROCESS 1; groups and users reach further.
-            let process = if i64::from(call.nr) == libc::SYS_setpriority { 0 } else { 1 };
+            let process = if i64::from(call.nr) == libc::SYS_setpriority {
+                0
+            } else {
+                1
+            };
             within(int(0) == process && own(int(1)))
         }
         libc::SYS_sched_setparam | libc::SYS_sched_setscheduler | libc::SYS_sched_setaffinity => within(own(int(0))),
@@ -207,11 +217,32 @@ fn is_service_socket(parts: &[&[u8]]) -> bool {
     match parts {
         [b"user", _uid, rest @ ..] => matches!(
             rest,
-            [b"bus" | b"docker.sock" | b"docker" | b"podman" | b"keyring" | b"gnupg" | b"systemd" | b"gcr" | b"containerd" | b"ssh-agent.socket" | b"openssh_agent", ..]
+            [
+                b"bus"
+                    | b"docker.sock"
+                    | b"docker"
+                    | b"podman"
+                    | b"keyring"
+                    | b"gnupg"
+                    | b"systemd"
+                    | b"gcr"
+                    | b"containerd"
+                    | b"ssh-agent.socket"
+                    | b"openssh_agent",
+                ..
+            ]
         ),
         [name, ..] => matches!(
             *name,
-            b"docker.sock" | b"docker" | b"containerd" | b"podman" | b"crio" | b"dbus" | b"systemd" | b"snapd.socket" | b"libvirt"
+            b"docker.sock"
+                | b"docker"
+                | b"containerd"
+                | b"podman"
+                | b"crio"
+                | b"dbus"
+                | b"systemd"
+                | b"snapd.socket"
+                | b"libvirt"
         ),
         [] => false,
     }
@@ -224,14 +255,31 @@ fn judge_socket(name: &[u8], caller: Pid, job: &impl JobView) -> Result<(), &'st
     }
     if let [0, name @ ..] = path {
         // Abstract names have no permissions: session buses and container shims use them.
-        let known = [b"dbus".as_slice(), b"docker", b"containerd", b"mosix", b"/run/", b"/tmp/ssh-"];
-        let hit = known.iter().any(|word| name.windows(word.len()).any(|part| part == *word));
-        return if hit { Err("socket of a service that acts for the user") } else { Ok(()) };
+        let known = [
+            b"dbus".as_slice(),
+            b"docker",
+            b"containerd",
+            b"mosix",
+            b"/run/",
+            b"/tmp/ssh-",
+        ];
+        let hit = known
+            .iter()
+            .any(|word| name.windows(word.len()).any(|part| part == *word));
+        return if hit {
+            Err("socket of a service that acts for the user")
+        } else {
+            Ok(())
+        };
     }
     let end = path.iter().position(|&b| b == 0).unwrap_or(path.len());
     let path = &path[..end];
     judge_path(path, libc::AT_FDCWD, caller, job)?;
-    if is_service_socket(&normal(path)) { Err("socket of a service that acts for the user") } else { Ok(()) }
+    if is_service_socket(&normal(path)) {
+        Err("socket of a service that acts for the user")
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

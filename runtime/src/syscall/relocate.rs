@@ -26,7 +26,11 @@ pub const BUFFER: usize = limits::FRAME_PAYLOAD;
 /// # Errors
 /// [`Malformed`], naming the field.
 pub fn check(call: &Call, payload: &[u8]) -> Result<(), Malformed> {
-    let bad = |why| Malformed { nr: call.nr, tid: call.tid.0, why };
+    let bad = |why| Malformed {
+        nr: call.nr,
+        tid: call.tid.0,
+        why,
+    };
     let size = call.size as usize;
     if size > BUFFER {
         return Err(bad("buffer larger than a call may have"));
@@ -91,9 +95,15 @@ pub fn check(call: &Call, payload: &[u8]) -> Result<(), Malformed> {
 /// [`Malformed`]; the buffer may then have been partly written, and the call must not be executed.
 pub fn place(call: &Call, payload: &[u8], buffer: &mut [u8], base: u64) -> Result<[u64; 6], Malformed> {
     check(call, payload)?;
-    let bad = |why| Malformed { nr: call.nr, tid: call.tid.0, why };
+    let bad = |why| Malformed {
+        nr: call.nr,
+        tid: call.tid.0,
+        why,
+    };
     let size = call.size as usize;
-    let buffer = buffer.get_mut(..size).ok_or_else(|| bad("buffer smaller than the call"))?;
+    let buffer = buffer
+        .get_mut(..size)
+        .ok_or_else(|| bad("buffer smaller than the call"))?;
     let (input, room) = buffer.split_at_mut(payload.len());
     input.copy_from_slice(payload);
     room.fill(0);

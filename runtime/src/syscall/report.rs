@@ -27,8 +27,10 @@ pub struct ReportRow {
 
 /// All rows, by number.
 pub fn rows() -> Vec<ReportRow> {
-    let mut all: Vec<_> =
-        table::FAMILIES.iter().flat_map(|family| family.rows.iter().map(|row| report(family.name, row))).collect();
+    let mut all: Vec<_> = table::FAMILIES
+        .iter()
+        .flat_map(|family| family.rows.iter().map(|row| report(family.name, row)))
+        .collect();
     all.sort_by_key(|row| row.nr);
     all
 }
@@ -98,7 +100,11 @@ pub fn markdown() -> String {
          signal does (signal(7)).\n",
     );
     for family in table::FAMILIES {
-        let _ = writeln!(page, "\n## {}\n\n| nr | call | away | restart | support | note |\n|---:|---|---|---|---|---|", family.name);
+        let _ = writeln!(
+            page,
+            "\n## {}\n\n| nr | call | away | restart | support | note |\n|---:|---|---|---|---|---|",
+            family.name
+        );
         for row in rows.iter().filter(|row| row.family == family.name) {
             let _ = writeln!(
                 page,
@@ -124,8 +130,16 @@ mod tests {
         let page = markdown();
         let json = serde_json::to_string(&rows()).unwrap();
         for row in table::rows() {
-            assert!(page.contains(&format!("| {} | {} |", row.nr, row.name.trim_start_matches('_'))), "{}", row.name);
-            assert!(json.contains(&format!("\"nr\":{},\"name\":\"{}\"", row.nr, row.name)), "{}", row.name);
+            assert!(
+                page.contains(&format!("| {} | {} |", row.nr, row.name.trim_start_matches('_'))),
+                "{}",
+                row.name
+            );
+            assert!(
+                json.contains(&format!("\"nr\":{},\"name\":\"{}\"", row.nr, row.name)),
+                "{}",
+                row.name
+            );
         }
     }
 }

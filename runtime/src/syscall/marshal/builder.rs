@@ -163,7 +163,11 @@ impl Builder {
             return Err(TooLarge);
         }
         let base = (self.input.len() as u64).next_multiple_of(self.room_align);
-        let size = if self.room == 0 { self.input.len() as u64 } else { base + self.room };
+        let size = if self.room == 0 {
+            self.input.len() as u64
+        } else {
+            base + self.room
+        };
         let size = u32::try_from(size).map_err(|_| TooLarge)?;
         let resolve = |spot| match spot {
             Spot::In(at) => at,
@@ -195,7 +199,11 @@ impl Builder {
                     Span::LengthAt(spot) => Extent::LengthAt(resolve(spot)),
                     Span::LongLengthAt(spot) => Extent::LongLengthAt(resolve(spot)),
                 };
-                Output { offset: resolve(from), room, extent }
+                Output {
+                    offset: resolve(from),
+                    room,
+                    extent,
+                }
             })
             .collect();
         let call = Call {
@@ -209,7 +217,11 @@ impl Builder {
             size,
             outputs,
         };
-        let scatter = Scatter { ids, outputs: call.outputs.clone(), pieces: self.pieces };
+        let scatter = Scatter {
+            ids,
+            outputs: call.outputs.clone(),
+            pieces: self.pieces,
+        };
         Ok((call, self.input, scatter))
     }
 }

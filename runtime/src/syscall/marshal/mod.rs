@@ -10,8 +10,8 @@ mod sockets;
 mod vectors;
 
 pub use builder::{Builder, Ids, Span, Spot, TooLarge};
-pub use sockets::option_is_unportable;
 pub use scatter::{BadReply, Piece, Scatter};
+pub use sockets::option_is_unportable;
 
 use super::BAD_POINTER;
 use super::emulate;
@@ -67,7 +67,12 @@ impl From<TooLarge> for Stop {
 ///
 /// `args` are the register arguments as the notification shows them.
 pub fn gather(row: &Row, args: [u64; 6], mem: &impl GuestMemory, ids: Ids) -> Gathered {
-    let mut gather = Gather { mem, ids, b: Builder::new(args), temp_mask: None };
+    let mut gather = Gather {
+        mem,
+        ids,
+        b: Builder::new(args),
+        temp_mask: None,
+    };
     for (index, &arg) in row.args.iter().enumerate().take(6) {
         match gather.argument(index as u8, arg) {
             Ok(()) => {}
@@ -77,7 +82,12 @@ pub fn gather(row: &Row, args: [u64; 6], mem: &impl GuestMemory, ids: Ids) -> Ga
     }
     let temp_mask = gather.temp_mask;
     match gather.b.finish(ids, row.nr) {
-        Ok((call, payload, scatter)) => Gathered::Forward(Box::new(Forward { call, payload, scatter, temp_mask })),
+        Ok((call, payload, scatter)) => Gathered::Forward(Box::new(Forward {
+            call,
+            payload,
+            scatter,
+            temp_mask,
+        })),
         Err(TooLarge) => Gathered::ComeHome("it has more buffers than one forwarded call may carry"),
     }
 }
@@ -99,13 +109,21 @@ pub(super) fn bytes(size: Size, args: &[u64; 6]) -> Option<u64> {
 
 /// Alignment of a data part: O_DIRECT wants the guest's own alignment, everything else nothing.
 pub(super) fn data_align(addr: u64, len: u64) -> u64 {
-    if len >= 512 && len.is_multiple_of(512) && addr.is_multiple_of(512) { (1 << addr.trailing_zeros().min(12)).max(8) } else { 8 }
+    if len >= 512 && len.is_multiple_of(512) && addr.is_multiple_of(512) {
+        (1 << addr.trailing_zeros().min(12)).max(8)
+    } else {
+        8
+    }
 }
 
 /// Bytes of an fd_set for `nfds` descriptors.
 pub(super) fn fd_set_bytes(nfds: u64) -> Option<u64> {
     let n = nfds as i32;
-    if n <= 0 { None } else { Some((n as u64).min(NFDS).div_ceil(64) * 8) }
+    if n <= 0 {
+        None
+    } else {
+        Some((n as u64).min(NFDS).div_ceil(64) * 8)
+    }
 }
 
 struct Gather<'a, M> {
@@ -136,14 +154,22 @@ impl<M: GuestMemory> Gather<'_, M> {
                 Ok(())
             }
             Arg::Only(values) => {
-                if values.contains(&(addr as u32)) { Ok(()) } else { Err(Stop::ComeHome("unusual form of the call")) }
+                if values.contains(&(addr as u32)) {
+                    Ok(())
+                } else {
+                    Err(Stop::ComeHome("unusual form of the call"))
+                }
             }
             Arg::Clock => match emulate::cpu_clock(addr, self.ids.pid.0, self.ids.tid.0) {
                 Some(_) => Err(Stop::ComeHome("sleeps or times by a CPU clock")),
                 None => Ok(()),
             },
             Arg::SendFlags => {
-                if addr & libc::MSG_ZEROCOPY as u64 == 0 { Ok(()) } else { Err(Stop::ComeHome("sends without copying")) }
+                if addr & libc::MSG_ZEROCOPY as u64 == 0 {
+                    Ok(())
+                } else {
+                    Err(Stop::ComeHome("sends without copying"))
+                }
             }
             _ if addr == 0 && !matches!(arg, Arg::By { .. }) => Ok(()),
             Arg::Path => self.path(i),
@@ -204,7 +230,10 @@ impl<M: GuestMemory> Gather<'_, M> {
             Arg::MsgBufOut(size) => self.msgbuf_out(i, size),
             Arg::By { selector, list } => match request(list, self.value(selector)) {
                 // One level only: a request's own argument is never another selector.
-                Some(Request { arg: Arg::By { .. }, .. }) | None => Err(Stop::ComeHome("unknown request")),
+                Some(Request {
+                    arg: Arg::By { .. }, ..
+                })
+                | None => Err(Stop::ComeHome("unknown request")),
                 Some(request) => self.argument(i, request.arg),
             },
         }
@@ -371,7 +400,8 @@ impl<M: GuestMemory> Gather<'_, M> {
         let room = usable * u64::from(each);
         let at = self.b.room(room, 8)?;
         self.b.point_arg(i, at);
-        self.b.output(at, room as u32, Span::Elements(each), Piece::one(addr, room));
+        self.b
+            .output(at, room as u32, Span::Elements(each), Piece::one(addr, room));
         self.b.args[usize::from(count)] = usable;
         Ok(())
     }
@@ -411,7 +441,8 @@ impl<M: GuestMemory> Gather<'_, M> {
         let at = self.b.room(usable, 8)?;
         self.b.point_arg(i, at);
         self.b.output(at, 8, Span::Success, Piece::one(addr, 8));
-        self.b.output(at.plus(8), text as u32, Span::Result, Piece::one(addr + 8, text));
+        self.b
+            .output(at.plus(8), text as u32, Span::Result, Piece::one(addr + 8, text));
         self.b.args[usize::from(size)] = text;
         Ok(())
     }

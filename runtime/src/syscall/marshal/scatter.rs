@@ -16,7 +16,10 @@ pub struct Piece {
 impl Piece {
     /// One range.
     pub fn one(addr: u64, len: u64) -> Self {
-        Self { to: vec![(addr, len)], above: None }
+        Self {
+            to: vec![(addr, len)],
+            above: None,
+        }
     }
 }
 
@@ -44,7 +47,11 @@ impl Scatter {
     /// # Errors
     /// [`BadReply`] when the reply does not fit the call; nothing was written.
     pub fn apply(&self, mem: &impl GuestMemory, reply: &Reply, payload: &[u8]) -> Result<i64, BadReply> {
-        let bad = |why| BadReply { tid: self.ids.tid.0, seq: self.ids.seq.0, why };
+        let bad = |why| BadReply {
+            tid: self.ids.tid.0,
+            seq: self.ids.seq.0,
+            why,
+        };
         if (reply.pid, reply.tid, reply.seq) != (self.ids.pid, self.ids.tid, self.ids.seq) {
             return Err(bad("it answers another call"));
         }
@@ -83,6 +90,10 @@ impl Scatter {
                 }
             }
         }
-        if fault && reply.result >= 0 { Ok(-i64::from(libc::EFAULT)) } else { Ok(reply.result) }
+        if fault && reply.result >= 0 {
+            Ok(-i64::from(libc::EFAULT))
+        } else {
+            Ok(reply.result)
+        }
     }
 }

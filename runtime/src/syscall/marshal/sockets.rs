@@ -85,13 +85,18 @@ impl<M: GuestMemory> Gather<'_, M> {
         }
         let at = self.b.room(room, 8)?;
         self.b.point_arg(i, at);
-        self.b.output(at, room as u32, Span::LengthAt(length), Piece::one(addr, room));
+        self.b
+            .output(at, room as u32, Span::LengthAt(length), Piece::one(addr, room));
         Ok(())
     }
 
     /// A length whose address argument was null: the argument before did not take it.
     pub(super) fn name_len(&mut self, i: u8) -> Result<(), Stop> {
-        if self.b.args[usize::from(i) - 1] == 0 { self.length_behind(i, NAME).map(|_| ()) } else { Ok(()) }
+        if self.b.args[usize::from(i) - 1] == 0 {
+            self.length_behind(i, NAME).map(|_| ())
+        } else {
+            Ok(())
+        }
     }
 
     pub(super) fn opt_in(&mut self, i: u8) -> Result<(), Stop> {
@@ -130,7 +135,8 @@ impl<M: GuestMemory> Gather<'_, M> {
         }
         let at = self.b.input(&copy, 8)?;
         self.b.point_arg(i, at);
-        self.b.output(at, room as u32, Span::LengthAt(length), Piece::one(addr, room));
+        self.b
+            .output(at, room as u32, Span::LengthAt(length), Piece::one(addr, room));
         Ok(())
     }
 
@@ -166,14 +172,25 @@ impl<M: GuestMemory> Gather<'_, M> {
             let length = at.plus(skip + MSGHDR as u32);
             self.b.set_u32(length, 0);
             let to = vec![(guest + MSGHDR as u64, 4)];
-            self.b.output(length, 4, Span::Success, Piece { to, above: Some(k as u32) });
+            self.b.output(
+                length,
+                4,
+                Span::Success,
+                Piece {
+                    to,
+                    above: Some(k as u32),
+                },
+            );
         }
         Ok(())
     }
 
     /// Fills in the copy at `at` of the msghdr `header`, which is at `guest` in the guest. `index`: its place in an array.
     fn message(&mut self, at: Spot, header: &[u8], guest: u64, receive: bool, index: Option<u32>) -> Result<(), Stop> {
-        let piece = |addr, len| Piece { to: vec![(addr, len)], above: index };
+        let piece = |addr, len| Piece {
+            to: vec![(addr, len)],
+            above: index,
+        };
         let (name, name_len) = (u64_at(header, 0), u32_at(header, 8) as i32);
         let (iov, iov_len) = (u64_at(header, 16), u64_at(header, 24));
         let (control, control_len) = (u64_at(header, 32), u64_at(header, 40));
@@ -189,7 +206,8 @@ impl<M: GuestMemory> Gather<'_, M> {
                 if room > 0 {
                     let part = self.b.room(room, 8)?;
                     self.b.point_at(at, part);
-                    self.b.output(part, room as u32, Span::LengthAt(at.plus(8)), piece(name, room));
+                    self.b
+                        .output(part, room as u32, Span::LengthAt(at.plus(8)), piece(name, room));
                 }
             } else {
                 let mut copy = vec![0; len as usize];
@@ -209,7 +227,7 @@ impl<M: GuestMemory> Gather<'_, M> {
                 self.b.point_at(at.plus(16), entry);
                 self.b.set_u64(at.plus(24), 1);
             }
-            Vector::Empty(_) => self.b.set_u64(at.plus(24), 0),
+            Vector::Empty => self.b.set_u64(at.plus(24), 0),
             Vector::Ranges(ranges, total) => {
                 let part = self.vector_part(&ranges, total, receive)?;
                 let entry = self.entry(part, total)?;
@@ -223,7 +241,15 @@ impl<M: GuestMemory> Gather<'_, M> {
                         Some(_) => Span::LengthAt(at.plus(MSGHDR as u32)),
                         None => Span::Result,
                     };
-                    self.b.output(part, total as u32, span, Piece { to: ranges, above: index });
+                    self.b.output(
+                        part,
+                        total as u32,
+                        span,
+                        Piece {
+                            to: ranges,
+                            above: index,
+                        },
+                    );
                 }
             }
         }
@@ -239,7 +265,8 @@ impl<M: GuestMemory> Gather<'_, M> {
                 if room > 0 {
                     let part = self.b.room(room, 8)?;
                     self.b.point_at(at.plus(32), part);
-                    self.b.output(part, room as u32, Span::LongLengthAt(at.plus(40)), piece(control, room));
+                    self.b
+                        .output(part, room as u32, Span::LongLengthAt(at.plus(40)), piece(control, room));
                 }
             } else if control_len > CONTROL {
                 return Err(Stop::Errno(libc::ENOBUFS));

@@ -13,20 +13,26 @@ pub const IOV_MAX: u64 = 1024;
 
 /// Reads eight bytes at `at`; zeros behind the end.
 pub fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+    bytes
+        .get(at..at + 8)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
 }
 
 /// Reads four bytes at `at`; zeros behind the end.
 pub fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+    bytes
+        .get(at..at + 4)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u32::from_le_bytes)
 }
 
 /// A guest's vector.
 pub(super) enum Vector {
     /// Cannot be used; what to send instead: number of iovecs, length of the one at the bad address.
     Bad(u64, Option<u64>),
-    /// Nothing to move; as many empty iovecs as the guest gave.
-    Empty(u64),
+    /// Nothing to move.
+    Empty,
     /// Ranges that can be moved, with their total.
     Ranges(Vec<(u64, u64)>, u64),
 }
@@ -64,20 +70,23 @@ impl<M: GuestMemory> Gather<'_, M> {
                 total += usable;
             }
         }
-        if total == 0 { Vector::Empty(count) } else { Vector::Ranges(ranges, total) }
+        if total == 0 {
+            Vector::Empty
+        } else {
+            Vector::Ranges(ranges, total)
+        }
     }
 
     /// Adds the data of `ranges` as one input or output part. `None`: it became unreadable meanwhile.
-    pub(super) fn vector_part(
-        &mut self,
-        ranges: &[(u64, u64)],
-        total: u64,
-        write: bool,
-    ) -> Result<Option<Spot>, Stop> {
+    pub(super) fn vector_part(&mut self, ranges: &[(u64, u64)], total: u64, write: bool) -> Result<Option<Spot>, Stop> {
         if total > limits::CALL_BUFFER as u64 {
             return Err(TooLarge.into());
         }
-        let align = ranges.iter().map(|&(base, len)| data_align(base, len)).min().unwrap_or(8);
+        let align = ranges
+            .iter()
+            .map(|&(base, len)| data_align(base, len))
+            .min()
+            .unwrap_or(8);
         if write {
             return Ok(Some(self.b.room(total, align)?));
         }
@@ -103,13 +112,21 @@ impl<M: GuestMemory> Gather<'_, M> {
                 return Ok(());
             }
             Vector::Bad(_, Some(len)) => (None, len),
-            Vector::Empty(_) => (None, 0),
+            Vector::Empty => (None, 0),
             Vector::Ranges(ranges, total) => {
                 let part = self.vector_part(&ranges, total, write)?;
                 if let Some(spot) = part
                     && write
                 {
-                    self.b.output(spot, total as u32, Span::Result, Piece { to: ranges, above: None });
+                    self.b.output(
+                        spot,
+                        total as u32,
+                        Span::Result,
+                        Piece {
+                            to: ranges,
+                            above: None,
+                        },
+                    );
                 }
                 (part, total)
             }

@@ -117,5 +117,7 @@ pub(super) const MSGCTL: &[Request] = &[
 ];
 
 /// landlock_add_rule, by rule type.
-pub(super) const LANDLOCK: &[Request] =
-    &[r(1, "LANDLOCK_RULE_PATH_BENEATH", In(Fixed(12))), r(2, "LANDLOCK_RULE_NET_PORT", In(Fixed(16)))];
+pub(super) const LANDLOCK: &[Request] = &[
+    r(1, "LANDLOCK_RULE_PATH_BENEATH", In(Fixed(12))),
+    r(2, "LANDLOCK_RULE_NET_PORT", In(Fixed(16))),
+];

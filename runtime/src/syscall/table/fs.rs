@@ -85,6 +85,11 @@ pub(super) const ROWS: &[Row] = &[
     home(465, "listxattrat", &[Fd, Path, Int, Room(4), Int], Restart::None),
     home(466, "removexattrat", &[Fd, Path, Int, XATTR], Restart::None),
     comes_home(467, "open_tree_attr", Restart::None, "changes the mount table"),
-    home(468, "file_getattr", &[Fd, Path, InOut(Bytes(3)), Int, Int], Restart::None),
+    home(
+        468,
+        "file_getattr",
+        &[Fd, Path, InOut(Bytes(3)), Int, Int],
+        Restart::None,
+    ),
     home(469, "file_setattr", &[Fd, Path, In(Bytes(3)), Int, Int], Restart::None),
 ];

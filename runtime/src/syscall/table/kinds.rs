@@ -100,32 +100,62 @@ impl Cond {
 
 /// `int` argument equal to.
 pub const fn int_is(arg: u8, value: u32) -> Cond {
-    Cond { arg, wide: false, op: Op::Eq, value: value as u64 }
+    Cond {
+        arg,
+        wide: false,
+        op: Op::Eq,
+        value: value as u64,
+    }
 }
 
 /// `long` argument equal to.
 pub const fn is(arg: u8, value: u64) -> Cond {
-    Cond { arg, wide: true, op: Op::Eq, value }
+    Cond {
+        arg,
+        wide: true,
+        op: Op::Eq,
+        value,
+    }
 }
 
 /// `long` argument less than.
 pub const fn below(arg: u8, value: u64) -> Cond {
-    Cond { arg, wide: true, op: Op::Lt, value }
+    Cond {
+        arg,
+        wide: true,
+        op: Op::Lt,
+        value,
+    }
 }
 
 /// `long` argument at most.
 pub const fn at_most(arg: u8, value: u64) -> Cond {
-    Cond { arg, wide: true, op: Op::Le, value }
+    Cond {
+        arg,
+        wide: true,
+        op: Op::Le,
+        value,
+    }
 }
 
 /// `long` argument at least.
 pub const fn at_least(arg: u8, value: u64) -> Cond {
-    Cond { arg, wide: true, op: Op::Ge, value }
+    Cond {
+        arg,
+        wide: true,
+        op: Op::Ge,
+        value,
+    }
 }
 
 /// `long` argument whose bits under the mask are `value`.
 pub const fn masked(arg: u8, mask: u64, value: u64) -> Cond {
-    Cond { arg, wide: true, op: Op::Masked(mask), value }
+    Cond {
+        arg,
+        wide: true,
+        op: Op::Masked(mask),
+        value,
+    }
 }
 
 /// Size of a structure or array behind a pointer, in bytes.
@@ -309,12 +339,29 @@ impl Row {
 
     /// Whether home accepts the call in a [`mosix_wire::call::Call`]: only what the table forwards.
     pub const fn forwards(&self) -> bool {
-        matches!(self.away, Away::Home | Away::Both | Away::NativeIf { otherwise: Otherwise::Home, .. })
+        matches!(
+            self.away,
+            Away::Home
+                | Away::Both
+                | Away::NativeIf {
+                    otherwise: Otherwise::Home,
+                    ..
+                }
+        )
     }
 }
 
 const fn row(nr: u32, name: &'static str, away: Away, args: &'static [Arg], restart: Restart, support: Support) -> Row {
-    Row { nr, name, home: Home::Native, away, args, restart, support, note: "" }
+    Row {
+        nr,
+        name,
+        home: Home::Native,
+        away,
+        args,
+        restart,
+        support,
+        note: "",
+    }
 }
 
 /// A forwarded call.
@@ -336,7 +383,14 @@ pub(super) const fn native_if(
     rules: &'static [&'static [Cond]],
     otherwise: Otherwise,
 ) -> Row {
-    row(nr, name, Away::NativeIf { rules, otherwise }, args, restart, Support::Full)
+    row(
+        nr,
+        name,
+        Away::NativeIf { rules, otherwise },
+        args,
+        restart,
+        Support::Full,
+    )
 }
 
 /// A call for which the process comes home. The arguments are not described: nothing marshals them.

@@ -6,8 +6,7 @@
 //! lets the kernel continue: these calls have all their arguments in registers.
 
 use super::kinds::{
-    Arg::*, Cond, Otherwise, Restart, Row, at_least, at_most, below, comes_home, int_is, masked, native,
-    native_if,
+    Arg::*, Cond, Otherwise, Restart, Row, at_least, at_most, below, comes_home, int_is, masked, native, native_if,
 };
 
 /// First address of the window (stub, slots, arena).
@@ -41,8 +40,7 @@ macro_rules! advised {
 
 const MAP_PRIVATE_ANON: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
 /// Type of the mapping, ANONYMOUS, FIXED, LOCKED, HUGETLB. POPULATE, NORESERVE, STACK, GROWSDOWN, 32BIT are free.
-const MAP_CHECKED: u64 =
-    0xf | (libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_LOCKED | libc::MAP_HUGETLB) as u64;
+const MAP_CHECKED: u64 = 0xf | (libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_LOCKED | libc::MAP_HUGETLB) as u64;
 const MAP_FIXED_ANON: u64 = MAP_PRIVATE_ANON | libc::MAP_FIXED as u64;
 const NOT_FIXED: Cond = masked(3, 2, 0);
 const NEW_HIGH: Cond = at_least(4, WINDOW_END);
@@ -74,7 +72,14 @@ pub(super) const ROWS: &[Row] = &[
         &[&[HIGH, masked(2, !RWX, 0)], &[LOW, SHORT, masked(2, !RWX, 0)]],
         Otherwise::Emulate,
     ),
-    native_if(11, "munmap", &[Addr, Int], Restart::None, &[&[HIGH], &[LOW, SHORT]], Otherwise::Emulate),
+    native_if(
+        11,
+        "munmap",
+        &[Addr, Int],
+        Restart::None,
+        &[&[HIGH], &[LOW, SHORT]],
+        Otherwise::Emulate,
+    ),
     native(12, "brk", &[Addr], Restart::None),
     native_if(
         25,
@@ -112,7 +117,12 @@ pub(super) const ROWS: &[Row] = &[
     comes_home(239, "get_mempolicy", Restart::None, "NUMA nodes are the node's own"),
     comes_home(256, "migrate_pages", Restart::None, "NUMA nodes are the node's own"),
     comes_home(279, "move_pages", Restart::None, "NUMA nodes are the node's own"),
-    comes_home(323, "userfaultfd", Restart::None, "a process that handles its own faults stays at home"),
+    comes_home(
+        323,
+        "userfaultfd",
+        Restart::None,
+        "a process that handles its own faults stays at home",
+    ),
     native(324, "membarrier", &[Int, Int, Int], Restart::None),
     comes_home(325, "mlock2", Restart::None, "locks are taken at home"),
     comes_home(329, "pkey_mprotect", Restart::None, "protection keys do not travel"),
@@ -121,7 +131,12 @@ pub(super) const ROWS: &[Row] = &[
     comes_home(440, "process_madvise", Restart::None, "other processes' memory"),
     comes_home(447, "memfd_secret", Restart::None, "secret memory does not travel"),
     comes_home(448, "process_mrelease", Restart::None, "other processes' memory"),
-    comes_home(450, "set_mempolicy_home_node", Restart::None, "NUMA nodes are the node's own"),
+    comes_home(
+        450,
+        "set_mempolicy_home_node",
+        Restart::None,
+        "NUMA nodes are the node's own",
+    ),
     comes_home(453, "map_shadow_stack", Restart::None, "shadow stacks do not travel"),
     comes_home(462, "mseal", Restart::None, "sealed at home, where the mapping stays"),
     comes_home(310, "process_vm_readv", Restart::None, "other processes' memory"),
@@ -134,7 +149,14 @@ pub(super) const ROWS: &[Row] = &[
     native(455, "futex_wait", &[Addr, Int, Int, Int, Addr, Int], Restart::Sys),
     native(456, "futex_requeue", &[Addr, Int, Int, Int], Restart::None),
     native(273, "set_robust_list", &[Addr, Int], Restart::None),
-    native_if(274, "get_robust_list", &[Int, Addr, Addr], Restart::None, &[&[int_is(0, 0)]], Otherwise::Return),
+    native_if(
+        274,
+        "get_robust_list",
+        &[Int, Addr, Addr],
+        Restart::None,
+        &[&[int_is(0, 0)]],
+        Otherwise::Return,
+    ),
     native(218, "set_tid_address", &[Addr], Restart::None),
     native(334, "rseq", &[Addr, Int, Int, Int], Restart::None)
         .note("off from birth; a program that registers by itself sees the host's CPU numbers"),

@@ -33,7 +33,12 @@ pub(super) const ROWS: &[Row] = &[
     comes_home(248, "add_key", Restart::None, "keyrings"),
     comes_home(249, "request_key", Restart::None, "keyrings"),
     comes_home(250, "keyctl", Restart::None, "keyrings"),
-    comes_home(298, "perf_event_open", Restart::None, "counts the deputy, which does nothing"),
+    comes_home(
+        298,
+        "perf_event_open",
+        Restart::None,
+        "counts the deputy, which does nothing",
+    ),
     comes_home(313, "finit_module", Restart::None, "administration"),
     comes_home(320, "kexec_file_load", Restart::None, "administration"),
     comes_home(321, "bpf", Restart::None, "loads programs into the kernel"),

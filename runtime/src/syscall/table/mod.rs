@@ -32,16 +32,46 @@ pub struct Family {
 
 /// All families, in the order of reports.
 pub const FAMILIES: &[Family] = &[
-    Family { name: "descriptors", rows: fd::ROWS },
-    Family { name: "files by path", rows: fs::ROWS },
-    Family { name: "memory", rows: mem::ROWS },
-    Family { name: "processes and credentials", rows: process::ROWS },
-    Family { name: "signals", rows: signal::ROWS },
-    Family { name: "time", rows: time::ROWS },
-    Family { name: "sockets", rows: net::ROWS },
-    Family { name: "System V and POSIX IPC", rows: ipc::ROWS },
-    Family { name: "waiting for descriptors", rows: poll::ROWS },
-    Family { name: "everything else", rows: misc::ROWS },
+    Family {
+        name: "descriptors",
+        rows: fd::ROWS,
+    },
+    Family {
+        name: "files by path",
+        rows: fs::ROWS,
+    },
+    Family {
+        name: "memory",
+        rows: mem::ROWS,
+    },
+    Family {
+        name: "processes and credentials",
+        rows: process::ROWS,
+    },
+    Family {
+        name: "signals",
+        rows: signal::ROWS,
+    },
+    Family {
+        name: "time",
+        rows: time::ROWS,
+    },
+    Family {
+        name: "sockets",
+        rows: net::ROWS,
+    },
+    Family {
+        name: "System V and POSIX IPC",
+        rows: ipc::ROWS,
+    },
+    Family {
+        name: "waiting for descriptors",
+        rows: poll::ROWS,
+    },
+    Family {
+        name: "everything else",
+        rows: misc::ROWS,
+    },
 ];
 
 /// One past the highest number that can have a row.

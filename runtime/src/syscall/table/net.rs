@@ -6,8 +6,18 @@ pub(super) const ROWS: &[Row] = &[
     home(41, "socket", &[Int, Int, Int], Restart::None),
     home(42, "connect", &[Fd, NameIn(2), Int], Restart::Sys),
     home(43, "accept", &[Fd, NameOut(2), NameLen], Restart::Sys),
-    home(44, "sendto", &[Fd, In(Bytes(2)), Int, SendFlags, NameIn(5), Int], Restart::Sys),
-    home(45, "recvfrom", &[Fd, Room(2), Int, Int, NameOut(5), NameLen], Restart::Sys),
+    home(
+        44,
+        "sendto",
+        &[Fd, In(Bytes(2)), Int, SendFlags, NameIn(5), Int],
+        Restart::Sys,
+    ),
+    home(
+        45,
+        "recvfrom",
+        &[Fd, Room(2), Int, Int, NameOut(5), NameLen],
+        Restart::Sys,
+    ),
     home(46, "sendmsg", &[Fd, MsgIn, SendFlags], Restart::Sys),
     home(47, "recvmsg", &[Fd, MsgOut, Int], Restart::Sys),
     home(48, "shutdown", &[Fd, Int], Restart::None),
@@ -21,6 +31,11 @@ pub(super) const ROWS: &[Row] = &[
     home(55, "getsockopt", &[Fd, Int, Int, OptOut, NameLen], Restart::None)
         .partial("options that hold pointers come home"),
     home(288, "accept4", &[Fd, NameOut(2), NameLen, Int], Restart::Sys),
-    home(299, "recvmmsg", &[Fd, MmsgOut(2), Int, Int, InOut(Fixed(16))], Restart::Sys),
+    home(
+        299,
+        "recvmmsg",
+        &[Fd, MmsgOut(2), Int, Int, InOut(Fixed(16))],
+        Restart::Sys,
+    ),
     home(307, "sendmmsg", &[Fd, MmsgIn(2), Int, SendFlags], Restart::Sys),
 ];

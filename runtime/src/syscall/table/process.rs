@@ -8,13 +8,29 @@ use super::kinds::{
 pub(super) const ROWS: &[Row] = &[
     native(24, "sched_yield", &[], Restart::None),
     native(39, "getpid", &[], Restart::None).note("true on a host: the job has a pid namespace with home's numbers"),
-    comes_home(56, "clone", Restart::NoInt, "new threads and processes are made at home"),
+    comes_home(
+        56,
+        "clone",
+        Restart::NoInt,
+        "new threads and processes are made at home",
+    ),
     comes_home(57, "fork", Restart::NoInt, "new processes are made at home"),
     comes_home(58, "vfork", Restart::NoInt, "new processes are made at home"),
     comes_home(59, "execve", Restart::None, "programs are loaded at home").trapped(),
-    special(60, "exit", &[Int], Restart::None, "the agent reports it home, the deputy's thread ends the same way"),
-    home(61, "wait4", &[Int, InOut(Fixed(4)), Int, InOut(Fixed(144))], Restart::Sys)
-        .partial("CPU time of moved children is missing in the usage"),
+    special(
+        60,
+        "exit",
+        &[Int],
+        Restart::None,
+        "the agent reports it home, the deputy's thread ends the same way",
+    ),
+    home(
+        61,
+        "wait4",
+        &[Int, InOut(Fixed(4)), Int, InOut(Fixed(144))],
+        Restart::Sys,
+    )
+    .partial("CPU time of moved children is missing in the usage"),
     home(63, "uname", &[Out(Fixed(390))], Restart::None),
     home(97, "getrlimit", &[Int, Out(Fixed(16))], Restart::None),
     home(98, "getrusage", &[Int, Out(Fixed(144))], Restart::None)
@@ -37,9 +53,19 @@ pub(super) const ROWS: &[Row] = &[
     home(115, "getgroups", &[Int, Items(0, 4)], Restart::None),
     home(116, "setgroups", &[Int, In(Times(0, 4))], Restart::None),
     home(117, "setresuid", &[Int, Int, Int], Restart::None),
-    home(118, "getresuid", &[Out(Fixed(4)), Out(Fixed(4)), Out(Fixed(4))], Restart::None),
+    home(
+        118,
+        "getresuid",
+        &[Out(Fixed(4)), Out(Fixed(4)), Out(Fixed(4))],
+        Restart::None,
+    ),
     home(119, "setresgid", &[Int, Int, Int], Restart::None),
-    home(120, "getresgid", &[Out(Fixed(4)), Out(Fixed(4)), Out(Fixed(4))], Restart::None),
+    home(
+        120,
+        "getresgid",
+        &[Out(Fixed(4)), Out(Fixed(4)), Out(Fixed(4))],
+        Restart::None,
+    ),
     home(121, "getpgid", &[Int], Restart::None),
     home(122, "setfsuid", &[Int], Restart::None),
     home(123, "setfsgid", &[Int], Restart::None),
@@ -47,9 +73,11 @@ pub(super) const ROWS: &[Row] = &[
     home(125, "capget", &[InOutAlways(Fixed(8)), InOut(Fixed(24))], Restart::None),
     home(126, "capset", &[InOutAlways(Fixed(8)), In(Fixed(24))], Restart::None),
     refused(134, "uselib", "not in 64-bit kernels"),
-    home(135, "personality", &[Only(&[0xffff_ffff])], Restart::None).partial("asking is forwarded, changing comes home"),
+    home(135, "personality", &[Only(&[0xffff_ffff])], Restart::None)
+        .partial("asking is forwarded, changing comes home"),
     home(140, "getpriority", &[Int, Int], Restart::None),
-    home(141, "setpriority", &[Int, Int, Int], Restart::None).partial("a body on a host keeps the priority it arrived with"),
+    home(141, "setpriority", &[Int, Int, Int], Restart::None)
+        .partial("a body on a host keeps the priority it arrived with"),
     home(142, "sched_setparam", &[Int, In(Fixed(4))], Restart::None)
         .partial("a body on a host keeps the scheduling it arrived with"),
     home(143, "sched_getparam", &[Int, Out(Fixed(4))], Restart::None),
@@ -62,7 +90,16 @@ pub(super) const ROWS: &[Row] = &[
     native_if(
         157,
         "prctl",
-        &[Int, By { selector: 0, list: commands::PRCTL }, Int, Int, Int],
+        &[
+            Int,
+            By {
+                selector: 0,
+                list: commands::PRCTL,
+            },
+            Int,
+            Int,
+            Int,
+        ],
         Restart::None,
         &[
             // Names of anonymous mappings, own tid address, THP and W^X settings: attributes of the body's memory.
@@ -76,17 +113,36 @@ pub(super) const ROWS: &[Row] = &[
     .partial("known options are forwarded, others (seccomp, dumpable, PR_SET_MM …) come home"),
     home(160, "setrlimit", &[Int, In(Fixed(16))], Restart::None)
         .both()
-        .note("the agent applies STACK, DATA, AS, CPU and FSIZE to the body as well, where the host's admission allows"),
-    home(302, "prlimit64", &[Int, Int, In(Fixed(16)), Out(Fixed(16))], Restart::None)
-        .both()
-        .note("as setrlimit when a new limit is given"),
+        .note(
+            "the agent applies STACK, DATA, AS, CPU and FSIZE to the body as well, where the host's admission allows",
+        ),
+    home(
+        302,
+        "prlimit64",
+        &[Int, Int, In(Fixed(16)), Out(Fixed(16))],
+        Restart::None,
+    )
+    .both()
+    .note("as setrlimit when a new limit is given"),
     native(186, "gettid", &[], Restart::None).note("true on a host, as getpid"),
     home(203, "sched_setaffinity", &[Int, Int, In(Bytes(1))], Restart::None)
         .partial("applies at home; a body on a host is not pinned"),
-    home(204, "sched_getaffinity", &[Int, Int, Room(1)], Restart::None).note("home's CPUs: tables sized at birth stay right"),
-    special(231, "exit_group", &[Int], Restart::None, "the agent reports it home, the deputy ends the same way"),
-    home(247, "waitid", &[Int, Int, InOut(Fixed(128)), Int, InOut(Fixed(144))], Restart::Sys)
-        .partial("CPU time of moved children is missing in the usage"),
+    home(204, "sched_getaffinity", &[Int, Int, Room(1)], Restart::None)
+        .note("home's CPUs: tables sized at birth stay right"),
+    special(
+        231,
+        "exit_group",
+        &[Int],
+        Restart::None,
+        "the agent reports it home, the deputy ends the same way",
+    ),
+    home(
+        247,
+        "waitid",
+        &[Int, Int, InOut(Fixed(128)), Int, InOut(Fixed(144))],
+        Restart::Sys,
+    )
+    .partial("CPU time of moved children is missing in the usage"),
     home(251, "ioprio_set", &[Int, Int, Int], Restart::None),
     home(252, "ioprio_get", &[Int, Int], Restart::None),
     comes_home(272, "unshare", Restart::None, "changes namespaces; returns and stays"),
@@ -94,14 +150,43 @@ pub(super) const ROWS: &[Row] = &[
     comes_home(312, "kcmp", Restart::None, "compares kernel objects of two processes"),
     comes_home(314, "sched_setattr", Restart::None, "rare: nested sizes"),
     home(315, "sched_getattr", &[Int, InOut(Bytes(2)), Int, Int], Restart::None),
-    comes_home(317, "seccomp", Restart::None, "a process with a filter of its own stays at home"),
+    comes_home(
+        317,
+        "seccomp",
+        Restart::None,
+        "a process with a filter of its own stays at home",
+    ),
     comes_home(322, "execveat", Restart::None, "programs are loaded at home").trapped(),
     home(434, "pidfd_open", &[Int, Int], Restart::None),
-    comes_home(435, "clone3", Restart::NoInt, "new threads and processes are made at home"),
-    comes_home(438, "pidfd_getfd", Restart::None, "takes a descriptor from another process"),
+    comes_home(
+        435,
+        "clone3",
+        Restart::NoInt,
+        "new threads and processes are made at home",
+    ),
+    comes_home(
+        438,
+        "pidfd_getfd",
+        Restart::None,
+        "takes a descriptor from another process",
+    ),
     home(444, "landlock_create_ruleset", &[In(Bytes(1)), Int, Int], Restart::None),
-    home(445, "landlock_add_rule", &[Fd, Int, By { selector: 1, list: commands::LANDLOCK }, Int], Restart::None),
-    home(446, "landlock_restrict_self", &[Fd, Int], Restart::None).note("restricts the deputy, which does all file access"),
+    home(
+        445,
+        "landlock_add_rule",
+        &[
+            Fd,
+            Int,
+            By {
+                selector: 1,
+                list: commands::LANDLOCK,
+            },
+            Int,
+        ],
+        Restart::None,
+    ),
+    home(446, "landlock_restrict_self", &[Fd, Int], Restart::None)
+        .note("restricts the deputy, which does all file access"),
     comes_home(459, "lsm_get_self_attr", Restart::None, "rare: nested sizes"),
     comes_home(460, "lsm_set_self_attr", Restart::None, "rare: nested sizes"),
     comes_home(461, "lsm_list_modules", Restart::None, "rare: nested sizes"),

@@ -27,8 +27,28 @@ pub(super) const ROWS: &[Row] = &[
     native(219, "restart_syscall", &[], Restart::Timed),
     home(234, "tgkill", &[Int, Int, Int], Restart::None)
         .note("a signal to the caller itself must arrive at the body before the reply"),
-    comes_home(282, "signalfd", Restart::None, "reads the deputy's pending signals; the process stays at home"),
-    comes_home(289, "signalfd4", Restart::None, "reads the deputy's pending signals; the process stays at home"),
-    home(297, "rt_tgsigqueueinfo", &[Int, Int, Int, In(Fixed(128))], Restart::None),
-    comes_home(424, "pidfd_send_signal", Restart::None, "its target cannot be checked against the job"),
+    comes_home(
+        282,
+        "signalfd",
+        Restart::None,
+        "reads the deputy's pending signals; the process stays at home",
+    ),
+    comes_home(
+        289,
+        "signalfd4",
+        Restart::None,
+        "reads the deputy's pending signals; the process stays at home",
+    ),
+    home(
+        297,
+        "rt_tgsigqueueinfo",
+        &[Int, Int, Int, In(Fixed(128))],
+        Restart::None,
+    ),
+    comes_home(
+        424,
+        "pidfd_send_signal",
+        Restart::None,
+        "its target cannot be checked against the job",
+    ),
 ];

@@ -19,29 +19,70 @@ const CLOCKS: &[&[Cond]] = &[
 ];
 
 pub(super) const ROWS: &[Row] = &[
-    home(35, "nanosleep", &[In(Fixed(16)), InOutAlways(Fixed(16))], Restart::Timed)
-        .note("the deputy sleeps and keeps the deadline"),
+    home(
+        35,
+        "nanosleep",
+        &[In(Fixed(16)), InOutAlways(Fixed(16))],
+        Restart::Timed,
+    )
+    .note("the deputy sleeps and keeps the deadline"),
     home(36, "getitimer", &[Only(&[0]), Out(Fixed(32))], Restart::None).partial("CPU timers come home"),
     home(37, "alarm", &[Int], Restart::None),
-    home(38, "setitimer", &[Only(&[0]), In(Fixed(32)), Out(Fixed(32))], Restart::None).partial("CPU timers come home"),
+    home(
+        38,
+        "setitimer",
+        &[Only(&[0]), In(Fixed(32)), Out(Fixed(32))],
+        Restart::None,
+    )
+    .partial("CPU timers come home"),
     native(96, "gettimeofday", &[Addr, Addr], Restart::None),
-    home(100, "times", &[Out(Fixed(32))], Restart::None).both().note("the agent adds the body's CPU time to home's answer"),
+    home(100, "times", &[Out(Fixed(32))], Restart::None)
+        .both()
+        .note("the agent adds the body's CPU time to home's answer"),
     comes_home(159, "adjtimex", Restart::None, "sets the machine's clock"),
     comes_home(164, "settimeofday", Restart::None, "sets the machine's clock"),
     native(201, "time", &[Addr], Restart::None),
-    home(222, "timer_create", &[Clock, In(Fixed(64)), Out(Fixed(4))], Restart::None).partial("CPU timers come home"),
-    home(223, "timer_settime", &[Int, Int, In(Fixed(32)), Out(Fixed(32))], Restart::None),
+    home(
+        222,
+        "timer_create",
+        &[Clock, In(Fixed(64)), Out(Fixed(4))],
+        Restart::None,
+    )
+    .partial("CPU timers come home"),
+    home(
+        223,
+        "timer_settime",
+        &[Int, Int, In(Fixed(32)), Out(Fixed(32))],
+        Restart::None,
+    ),
     home(224, "timer_gettime", &[Int, Out(Fixed(32))], Restart::None),
     home(225, "timer_getoverrun", &[Int], Restart::None),
     home(226, "timer_delete", &[Int], Restart::None),
     comes_home(227, "clock_settime", Restart::None, "sets the machine's clock"),
-    native_if(228, "clock_gettime", &[Int, Out(Fixed(16))], Restart::None, CLOCKS, Otherwise::Special)
-        .note("CPU clocks: the agent adds the time used before the last move; other clocks of descriptors are home's"),
+    native_if(
+        228,
+        "clock_gettime",
+        &[Int, Out(Fixed(16))],
+        Restart::None,
+        CLOCKS,
+        Otherwise::Special,
+    )
+    .note("CPU clocks: the agent adds the time used before the last move; other clocks of descriptors are home's"),
     native(229, "clock_getres", &[Int, Addr], Restart::None),
-    home(230, "clock_nanosleep", &[Clock, Int, In(Fixed(16)), InOutAlways(Fixed(16))], Restart::Timed)
-        .partial("the deputy sleeps and keeps the deadline; CPU clocks come home"),
+    home(
+        230,
+        "clock_nanosleep",
+        &[Clock, Int, In(Fixed(16)), InOutAlways(Fixed(16))],
+        Restart::Timed,
+    )
+    .partial("the deputy sleeps and keeps the deadline; CPU clocks come home"),
     home(283, "timerfd_create", &[Int, Int], Restart::None),
-    home(286, "timerfd_settime", &[Fd, Int, In(Fixed(32)), Out(Fixed(32))], Restart::None),
+    home(
+        286,
+        "timerfd_settime",
+        &[Fd, Int, In(Fixed(32)), Out(Fixed(32))],
+        Restart::None,
+    ),
     home(287, "timerfd_gettime", &[Fd, Out(Fixed(32))], Restart::None),
     comes_home(305, "clock_adjtime", Restart::None, "sets the machine's clock"),
 ];
