@@ -32,8 +32,9 @@ pub const ARENA: u64 = 0x1000_0000;
 pub const ARENA_SIZE: u64 = 64 << 30;
 /// Bytes of the whole shared part.
 pub const SHARED_SIZE: u64 = ARENA + ARENA_SIZE;
-/// One past the last address that guests may not use.
-pub const WINDOW_END: u64 = WINDOW + (1 << 40);
+/// One past the last address that guests may not use: below the lowest randomised mmap base (about 0x7efb00000000), or
+/// every second process would have its libraries inside.
+pub const WINDOW_END: u64 = WINDOW + (1 << 38);
 
 /// Offset in a slot of the futex word, see the `STATE_*` values.
 pub const SLOT_STATE: u64 = 0;

@@ -284,6 +284,12 @@ fn native_memory_calls_cannot_reach_the_window() {
 }
 
 #[test]
+fn window_is_the_stubs() {
+    use mosix_loader::script::abi;
+    assert_eq!((WINDOW_START, WINDOW_END), (abi::WINDOW, abi::WINDOW_END));
+}
+
+#[test]
 fn everyday_memory_calls_are_native() {
     let native = |nr: u32, args: [u64; 6]| match row(nr).away {
         Away::NativeIf { rules, .. } => matches(rules, &args),
