@@ -1,1 +1,10 @@
-//! End-to-end tests.
+//! End-to-end tests: one program, so that the shared lab is brought up once.
+
+#![forbid(unsafe_code)]
+// A test speaks by panics.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod guests;
+mod hazards;
+mod lab;
+mod programs;

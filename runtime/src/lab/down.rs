@@ -27,7 +27,9 @@ pub struct Ended {
 /// Ends the lab of this folder, whatever state it is in, under its lock.
 pub fn down(folder: &LabFolder) -> Result<Ended, LabError> {
     let _lock = folder.lock()?;
-    clean(folder)
+    let ended = clean(folder)?;
+    folder.remove_empty_parents();
+    Ok(ended)
 }
 
 /// Ends the lab; the caller holds the lock.
@@ -57,9 +59,8 @@ pub(super) fn clean(folder: &LabFolder) -> Result<Ended, LabError> {
         }
         ended.killed += end(&left, Signal::KILL, deadline)?;
     }
-    // Last, because the folder says where the rest is as long as it lives; itself may be our parent and waiting for us.
+    // Last, because it holds the namespaces that say who belongs to the lab.
     if let Some(keeper) = ProcessRecord::read(&folder.pid_file("keeper")) {
-        folder.remove()?;
         end(&[keeper], Signal::KILL, deadline)?;
     }
     folder.remove()?;

@@ -70,12 +70,24 @@ impl LabFolder {
     /// lab that is gone remains.
     pub fn lock(&self) -> Result<File, LabError> {
         let all = self.root.parent().unwrap_or(&self.root);
-        private_dir(all)?;
-        own_dir(all)?;
-        let what = format!("cannot lock {}", all.display());
-        let file = File::open(all).map_err(LabError::io(what.clone()))?;
-        file.lock().map_err(LabError::io(what))?;
-        Ok(file)
+        let what = || format!("cannot lock {}", all.display());
+        loop {
+            private_dir(all)?;
+            own_dir(all)?;
+            let file = File::open(all).map_err(LabError::io(what()))?;
+            file.lock().map_err(LabError::io(what()))?;
+            // The last lab's `down` removes the folder: a lock on the removed one keeps nobody out.
+            let locked = file.metadata().map_err(LabError::io(what()))?;
+            if fs::metadata(all).is_ok_and(|now| (now.dev(), now.ino()) == (locked.dev(), locked.ino())) {
+                return Ok(file);
+            }
+        }
+    }
+
+    /// Removes the folder of all labs, and the runtime dir above it, when nothing else is in them. The caller holds the lock.
+    pub fn remove_empty_parents(&self) {
+        // Fails when another lab or a job is there, which is as it should be.
+        let _ = self.root.ancestors().skip(1).take(2).try_for_each(fs::remove_dir);
     }
 
     /// Removes the folder with all in it; gone is fine.

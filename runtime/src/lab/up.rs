@@ -39,6 +39,7 @@ pub fn up(folder: &LabFolder, spec: &LabSpec, owner: Option<i32>) -> Result<Rais
         Err(error) => {
             // The first failure is the one to report.
             let _ = down::clean(folder);
+            folder.remove_empty_parents();
             Err(error)
         }
     }

@@ -45,7 +45,7 @@ enum Verb {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().verb {
         Verb::Demo(args) => demo::run(args).map(|()| ExitCode::SUCCESS),
-        Verb::Test(args) => test::run(args).map(|()| ExitCode::SUCCESS),
+        Verb::Test(args) => test::run(args),
         Verb::Bench(args) => bench::run(args).map(|()| ExitCode::SUCCESS),
         Verb::Vm(args) => vm::run(args),
         Verb::GenDocs(args) => gen_docs::run(args).map(|()| ExitCode::SUCCESS),

@@ -1,0 +1,219 @@
+//! Labs for tests: up in a folder of their own, down when dropped, also by a panic or when the test program is killed.
+
+use crate::binary::mosix;
+use serde_json::Value;
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// A cluster on this machine.
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+    /// MOSIX_RUNTIME_DIR of the lab's own verbs; not that of its nodes.
+    runtime: PathBuf,
+    nodes: u32,
+}
+
+/// A node of a lab.
+#[derive(Clone, Copy, Debug)]
+pub struct Node<'a> {
+    lab: &'a Lab,
+    number: u32,
+}
+
+impl Lab {
+    /// Brings up a lab of this many nodes, each with its mosixd.
+    pub fn new(nodes: u32) -> Self {
+        Self::with(nodes, &[])
+    }
+
+    /// Brings up a lab with more options of `mosix lab up`.
+    pub fn with(nodes: u32, options: &[&str]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("t{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        // Short, because unix sockets in it have at most 107 bytes of name.
+        // `mosix lab down` removes it with the lab, also when nobody is left to drop this.
+        let runtime = tempfile::Builder::new()
+            .prefix("mxl")
+            .tempdir_in("/tmp")
+            .expect("temporary folder")
+            .keep();
+        let lab = Self { name, runtime, nodes };
+        let count = nodes.to_string();
+        let owner = std::process::id().to_string();
+        let mut args = vec!["up", "--nodes", &count, "--owner", &owner];
+        args.extend(options);
+        let output = lab.verb(&args).output().expect("run mosix lab up");
+        assert!(
+            output.status.success(),
+            "mosix lab up: {}\n{}",
+            output.status,
+            text(&output)
+        );
+        lab
+    }
+
+    /// The lab of three nodes that tests share which do no harm to daemons; it goes down with the test program.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Lab> = OnceLock::new();
+        static FAILED: Mutex<bool> = Mutex::new(false);
+        // A second try would fail as slowly as the first.
+        let mut failed = FAILED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        assert!(
+            !*failed || SHARED.get().is_some(),
+            "the shared lab did not come up, see the first test that failed"
+        );
+        *failed = true;
+        SHARED.get_or_init(|| Self::new(3))
+    }
+
+    /// `mosix lab VERB --name THIS …`, ready to run.
+    pub fn verb(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(mosix());
+        let (verb, rest) = args.split_first().expect("a verb");
+        command.args(["lab", verb, "--name", &self.name]).args(rest);
+        command.env("MOSIX_RUNTIME_DIR", &self.runtime).env_remove("MOSIX_LAB");
+        command
+    }
+
+    /// Node 1, 2, …
+    pub fn node(&self, number: u32) -> Node<'_> {
+        assert!((1..=self.nodes).contains(&number), "the lab has no node {number}");
+        Node { lab: self, number }
+    }
+
+    /// `mosix lab status --json`.
+    pub fn status(&self) -> Value {
+        let output = self.verb(&["status", "--json"]).output().expect("run mosix lab status");
+        assert!(output.status.success(), "mosix lab status: {}", text(&output));
+        serde_json::from_slice(&output.stdout).expect("status is JSON")
+    }
+
+    /// The lab's folder.
+    pub fn folder(&self) -> PathBuf {
+        self.runtime.join("lab").join(&self.name)
+    }
+
+    /// Takes the lab down and looks whether anything of it is left. For tests whose point that is; others just drop it.
+    pub fn down(self) {
+        let before = self.status();
+        let output = self.verb(&["down"]).output().expect("run mosix lab down");
+        assert!(output.status.success(), "mosix lab down: {}", text(&output));
+        assert!(!self.runtime.exists(), "{} is left", self.runtime.display());
+        for pid in [&before["switch"]["pid"]]
+            .into_iter()
+            .chain(before["nodes"].as_array().unwrap().iter().map(|n| &n["pid"]))
+        {
+            if let Some(pid) = pid.as_i64() {
+                assert!(ended(pid), "process {pid} of the lab still runs");
+            }
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.folder().exists() {
+            // Down already, or never up.
+            let _ = std::fs::remove_dir(&self.runtime);
+            return;
+        }
+        let output = self.verb(&["down"]).output();
+        let fine = matches!(&output, Ok(output) if output.status.success());
+        if !fine && !std::thread::panicking() {
+            panic!("mosix lab down: {output:?}");
+        }
+    }
+}
+
+impl<'a> Node<'a> {
+    /// Its name.
+    pub fn name(&self) -> String {
+        format!("n{}", self.number)
+    }
+
+    /// Its lab.
+    pub fn lab(&self) -> &'a Lab {
+        self.lab
+    }
+
+    /// A command run as on this node.
+    pub fn command<I: AsRef<OsStr>>(&self, argv: impl IntoIterator<Item = I>) -> Command {
+        let mut command = self.lab.verb(&["exec", &self.name(), "--"]);
+        command.args(argv);
+        command
+    }
+
+    /// Runs `mosix ARGS` on this node.
+    pub fn mosix(&self, args: &[&str]) -> Output {
+        self.command(["mosix"].into_iter().chain(args.iter().copied()))
+            .output()
+            .expect("run mosix")
+    }
+
+    /// Runs `mosix ARGS` on this node, which must succeed, and gives its output.
+    pub fn mosix_ok(&self, args: &[&str]) -> String {
+        let output = self.mosix(args);
+        assert!(
+            output.status.success(),
+            "mosix {args:?} on {}: {}\n{}",
+            self.name(),
+            output.status,
+            text(&output)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Pid of its mosixd while it runs.
+    pub fn daemon(&self) -> Option<i64> {
+        let status = self.lab.status();
+        status["nodes"]
+            .as_array()?
+            .iter()
+            .find(|node| node["name"] == self.name())?["pid"]
+            .as_i64()
+    }
+
+    /// Pulls its cable out, or plugs it in again.
+    pub fn cable(&self, plugged: bool) {
+        let state = if plugged { "up" } else { "down" };
+        let port = format!("p{}", self.number);
+        let output = self
+            .lab
+            .verb(&["exec", "switch", "--", "ip", "link", "set", &port, state])
+            .output();
+        let output = output.expect("run ip");
+        assert!(output.status.success(), "ip link set {port} {state}: {}", text(&output));
+    }
+}
+
+/// Whether the process has ended (a zombie has); waits a little for it.
+pub fn ended(pid: i64) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+        let state = state
+            .as_deref()
+            .and_then(|text| text.rsplit(')').next()?.trim_start().chars().next());
+        if matches!(state, None | Some('Z' | 'X')) {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// stdout and stderr of a finished command, for messages.
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}

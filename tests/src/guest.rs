@@ -1,0 +1,233 @@
+//! Guests: compiled once, started in any way, told to go on, and held to PASS. See tests/guests/README.md.
+
+use crate::binary::{work_dir, workspace};
+use crate::run::{How, Moves, command, describe, job_name, wait};
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a guest has for each step.
+const STEP: Duration = Duration::from_secs(30);
+
+/// A running guest that has said READY.
+#[derive(Debug)]
+pub struct Guest<'a> {
+    name: String,
+    how: How<'a>,
+    job: String,
+    pid: i32,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    stderr: Option<std::thread::JoinHandle<String>>,
+    moves: Moves,
+}
+
+/// How a guest ended.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Status as its parent saw it.
+    pub status: ExitStatus,
+    /// Its lines after READY.
+    pub lines: Vec<String>,
+    /// All of stderr.
+    pub stderr: String,
+    /// Moves it went through.
+    pub moves: Moves,
+}
+
+/// Compiles a guest, once per change of its source, and gives its path.
+pub fn compile(name: &str) -> PathBuf {
+    static LOCKS: Mutex<Option<HashMap<String, PathBuf>>> = Mutex::new(None);
+    let mut built = LOCKS.lock().unwrap_or_else(PoisonError::into_inner);
+    let built = built.get_or_insert_default();
+    if let Some(path) = built.get(name) {
+        return path.clone();
+    }
+    let sources = workspace().join("tests/guests");
+    // Readable for other users, as some tests run guests as one.
+    let program = work_dir("guests").join(name);
+    // Under another name first: a copy of it may be running in another test program.
+    let temporary = program.with_extension(std::process::id().to_string());
+    let output = Command::new("cc")
+        .args(["-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+        .arg(&temporary)
+        .arg(sources.join(format!("{name}.c")))
+        .args(["-lrt", "-lm"])
+        .output()
+        .expect("run cc");
+    assert!(
+        output.status.success(),
+        "cc of {name}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    std::fs::rename(&temporary, &program).expect("put the guest in its place");
+    built.insert(name.to_owned(), program.clone());
+    program
+}
+
+impl<'a> Guest<'a> {
+    /// Starts a guest and waits for its READY.
+    pub fn start(name: &str, args: &[&str], how: How<'a>) -> Self {
+        let mut argv = vec![compile(name).into_os_string()];
+        argv.extend(args.iter().map(Into::into));
+        let job = job_name();
+        let mut command = command(how, &job, &argv);
+        // Its own process group: a ^C in the tests' terminal ends the harness, which ends the guest.
+        command
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().expect("start the guest");
+        let stdin = child.stdin.take();
+        let lines = lines(child.stdout.take().expect("stdout"));
+        let mut pipe = child.stderr.take().expect("stderr");
+        let stderr = std::thread::spawn(move || {
+            let mut text = Vec::new();
+            let _ = pipe.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        let mut guest = Self {
+            name: name.to_owned(),
+            how,
+            job,
+            pid: 0,
+            child,
+            stdin,
+            lines,
+            stderr: Some(stderr),
+            moves: Moves::default(),
+        };
+        match guest.lines.recv_timeout(STEP) {
+            Ok(line) if line.starts_with("READY pid=") => {
+                guest.pid = line["READY pid=".len()..]
+                    .split(' ')
+                    .next()
+                    .and_then(|n| n.parse().ok())
+                    .expect("READY's pid");
+            }
+            other => {
+                let verdict = guest.end();
+                panic!("{name} said {other:?} instead of READY; {verdict:?}");
+            }
+        }
+        guest
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Its job.
+    pub fn job(&self) -> &str {
+        &self.job
+    }
+
+    /// The launcher (or the guest itself when run plainly).
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Moves it; a failure is the test's.
+    pub fn migrate(&mut self, target: &str) -> String {
+        let How::Moving { lab, .. } = self.how else {
+            panic!("{} does not run in a lab", self.name)
+        };
+        let output = lab.node(1).mosix(&["migrate", &self.pid.to_string(), target]);
+        let text = crate::cluster::text(&output);
+        if !output.status.success() {
+            let gone = self.child.try_wait().ok().flatten();
+            let said: Vec<String> = self.lines.try_iter().collect();
+            panic!(
+                "mosix migrate of {} (pid {}) to {target}: {text}; ended: {gone:?}; said: {said:?}",
+                self.name, self.pid
+            );
+        }
+        self.moves.done += 1;
+        text
+    }
+
+    /// Moves it this often round n2, n3, home, with the pauses of its way of running.
+    pub fn go_round(&mut self, times: usize) {
+        let How::Moving { period, .. } = self.how else { return };
+        for target in ["n2", "n3", "home"].into_iter().cycle().take(times) {
+            self.migrate(target);
+            std::thread::sleep(period);
+        }
+    }
+
+    /// Tells it to go on.
+    pub fn tell(&mut self) {
+        if let Some(mut stdin) = self.stdin.take() {
+            // A guest that is gone already shows that by its verdict.
+            let _ = stdin.write_all(b"go\n");
+            // Kept open: an end of file would be a second thing to wake up for.
+            self.stdin = Some(stdin);
+        }
+    }
+
+    /// Waits for its end.
+    pub fn end(mut self) -> Verdict {
+        let deadline = Instant::now() + STEP;
+        let status = wait(&mut self.child, deadline);
+        drop(self.stdin.take());
+        let lines: Vec<String> = self.lines.iter().collect();
+        let stderr = self
+            .stderr
+            .take()
+            .map(|thread| thread.join().unwrap_or_default())
+            .unwrap_or_default();
+        let Some(status) = status else {
+            panic!(
+                "{} (pid {}) did not end; {} moves; said {lines:?}; stderr {stderr:?}",
+                self.name, self.pid, self.moves.done
+            );
+        };
+        Verdict {
+            status,
+            lines,
+            stderr,
+            moves: self.moves.clone(),
+        }
+    }
+
+    /// Tells it, and holds it to PASS, code 0 and a silent stderr.
+    pub fn pass(mut self) -> Verdict {
+        let name = self.name.clone();
+        self.tell();
+        let verdict = self.end();
+        let fine = verdict.status.code() == Some(0) && verdict.lines == ["PASS"] && verdict.stderr.is_empty();
+        assert!(fine, "{name}: {}, {verdict:?}", describe(verdict.status));
+        verdict
+    }
+}
+
+impl Drop for Guest<'_> {
+    fn drop(&mut self) {
+        // After `end` this finds nothing; after a panic it leaves nothing.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn lines(stdout: ChildStdout) -> Receiver<String> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).lines() {
+            let Ok(line) = line else { break };
+            if sender.send(line).is_err() {
+                break;
+            }
+        }
+    });
+    receiver
+}
