@@ -12,8 +12,12 @@
 
 pub mod agent_socket;
 pub mod client;
+pub mod config;
+pub mod keys;
 pub mod message;
 pub mod paths;
 
 pub use agent_socket::{AgentSocket, Incoming};
 pub use client::{ClientError, Control};
+pub use config::{Config, ConfigError};
+pub use keys::{Authority, KeyError, init};
