@@ -4,6 +4,8 @@
 //! The machines under test are the product's own (`mosix_runtime::contract::commit`); the world around them is in [`world`],
 //! what must hold in [`check`]. [`mutant`] holds deliberately wrong rules: each must be caught, or this test could not fail.
 
+#![allow(clippy::panic, clippy::expect_used, reason = "a test fails by panicking")]
+
 mod check;
 mod mutant;
 mod search;

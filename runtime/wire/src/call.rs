@@ -79,8 +79,8 @@ pub struct Reply {
     pub tid: Tid,
     /// The number of the call that this answers.
     pub seq: Seq,
-    /// The raw kernel result: a value, `-errno`, or an internal restart code (-512 to -514) when the call was interrupted for
-    /// a signal that the body handles.
+    /// The raw kernel result: a value, `-errno`, or, only after [`Cancel`](crate::link::ToHome::Cancel), an internal restart
+    /// code (-512, -513, -514 or -516). What the agent answers the body is in the contract "signals"; -516 never reaches a kernel.
     pub result: i64,
     /// Bytes that came back for each output, in order.
     pub lengths: Vec<u32>,

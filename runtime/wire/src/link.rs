@@ -4,7 +4,7 @@
 //! A frame is a fixed header, one of these messages in postcard, and a raw payload (bytes of a call, or pages).
 
 use crate::call::{Call, Reply};
-use crate::ids::{Epoch, JobId, NodeName, Nonce, Pid, Tid};
+use crate::ids::{Epoch, JobId, NodeName, Nonce, Pid, Seq, Tid};
 use crate::image::{FileRef, ProcessImage, SigAction, SigInfo};
 use serde::{Deserialize, Serialize};
 
@@ -170,6 +170,18 @@ pub enum ToHome {
     },
     /// A system call; payload: its input bytes.
     Call(Call),
+    /// A handled signal is due for this thread, whose call is open at home: end the call if it can be ended. Home answers the
+    /// call in any case: with its result, a restart code, or EINTR (contract "signals"). Unknown or answered calls: ignored.
+    Cancel {
+        /// The process.
+        pid: Pid,
+        /// The thread.
+        tid: Tid,
+        /// Epoch of the body.
+        epoch: Epoch,
+        /// The open call.
+        seq: Seq,
+    },
     /// A disposition changed away; home's half follows before any later call.
     Action {
         /// The process.
