@@ -10,3 +10,4 @@ pub mod process;
 pub mod link;
 pub mod node;
 pub mod syscall;
+pub mod supervisor;

@@ -8,5 +8,6 @@ pub mod control;
 pub mod frame;
 pub mod ids;
 pub mod image;
+pub mod job;
 pub mod limits;
 pub mod link;

@@ -41,3 +41,9 @@ pub const REASON: usize = 512;
 
 /// Unacknowledged bytes that a session keeps before `send` waits: two of the largest frames fit.
 pub const SESSION_WINDOW: usize = 256 << 20;
+
+/// Largest message on a job's socket in bytes: the rows of 20,000 processes.
+pub const JOB_MESSAGE: usize = 16 << 20;
+
+/// Longest name of a job in bytes: a column of `mosix ps`.
+pub const JOB_NAME: usize = 63;

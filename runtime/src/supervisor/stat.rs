@@ -1,0 +1,96 @@
+//! /proc/PID/stat, as far as a supervisor needs it, in one read.
+//!
+//! `procfs` parses the whole file and stats the folder first; a job of thousands of processes is listed by reading every
+//! process of the machine once, so this stays small. See proc_pid_stat(5).
+
+use std::io;
+
+/// Selected fields.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stat {
+    /// Process id.
+    pub pid: i32,
+    /// Name of the program, at most 15 bytes.
+    pub comm: String,
+    /// State letter.
+    pub state: char,
+    /// Parent.
+    pub parent: i32,
+    /// Process group.
+    pub group: i32,
+    /// Session.
+    pub session: i32,
+    /// User and system time in clock ticks, without children.
+    pub ticks: u64,
+    /// Threads.
+    pub threads: u32,
+    /// Start after boot in clock ticks: with the pid, names a process for good.
+    pub start: u64,
+    /// Resident pages.
+    pub resident: u64,
+}
+
+impl Stat {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such process; `InvalidData` when the kernel's text is not understood.
+    pub fn read(pid: i32) -> io::Result<Self> {
+        let text = std::fs::read(format!("/proc/{pid}/stat"))?;
+        Self::parse(&text).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has an unknown form"))
+        })
+    }
+
+    /// Parses the text of the file.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        // The name may hold anything, brackets and newlines too: it ends at the last bracket.
+        let open = text.iter().position(|&b| b == b'(')?;
+        let close = text.iter().rposition(|&b| b == b')')?;
+        let pid = std::str::from_utf8(text.get(..open)?).ok()?.trim().parse().ok()?;
+        let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
+        let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        // Field numbers of the manual start at 3 here.
+        let number = |n: usize| fields.get(n - 3).and_then(|f| f.parse::<i64>().ok());
+        Some(Self {
+            pid,
+            comm,
+            state: fields.first()?.chars().next()?,
+            parent: i32::try_from(number(4)?).ok()?,
+            group: i32::try_from(number(5)?).ok()?,
+            session: i32::try_from(number(6)?).ok()?,
+            ticks: number(14)?.checked_add(number(15)?)?.try_into().ok()?,
+            threads: number(20)?.try_into().ok()?,
+            start: number(22)?.try_into().ok()?,
+            resident: number(24)?.try_into().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_process_is_found_in_it() {
+        let me = Stat::read(std::process::id().cast_signed()).unwrap();
+        assert_eq!(me.parent, std::os::unix::process::parent_id().cast_signed());
+        assert!(me.threads >= 1 && me.resident > 0);
+    }
+
+    #[test]
+    fn names_with_brackets_and_spaces_do_not_confuse() {
+        let line = b"7 (a) R 1 (\n) S 1 2 3 0 -1 4194304 1 0 0 0 11 22 0 0 20 0 5 0 99 1000 77 18446744073709551615";
+        let s = Stat::parse(line).unwrap();
+        assert_eq!((s.pid, s.comm.as_str(), s.state, s.parent), (7, "a) R 1 (\n", 'S', 1));
+        assert_eq!((s.group, s.session, s.ticks, s.threads, s.start, s.resident), (2, 3, 33, 5, 99, 77));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics(bytes: Vec<u8>) {
+            let _ = Stat::parse(&bytes);
+        }
+    }
+}
