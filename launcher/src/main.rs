@@ -1,31 +1,31 @@
-//! The command `mosix`: parse, run, and turn an error into one line.
+//! The command `mosix`: parse, run, and turn an error into one line and an exit code.
 
 #![forbid(unsafe_code)]
 
 mod cli;
+mod exit;
+mod stand_in;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
+use exit::Exit;
 use std::process::ExitCode;
 
-/// Running Linux programs move between machines.
-#[derive(Parser, Debug)]
-#[command(name = "mosix", version)]
-struct Cli {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Subcommand, Debug)]
-enum Verb {
-    Lab(cli::lab::LabArgs),
-}
-
 fn main() -> ExitCode {
-    let result = match Cli::parse().verb {
-        Verb::Lab(args) => cli::lab::run(args),
-    };
-    result.unwrap_or_else(|error| {
-        eprintln!("mosix: {error:#}");
-        ExitCode::FAILURE
-    })
+    match cli::Cli::try_parse() {
+        Ok(cli) => cli.run(),
+        Err(error) => {
+            // Help and version are no errors. clap's own text goes to where it belongs; if that is closed, nobody reads it.
+            let _ = error.print();
+            if !error.use_stderr() {
+                return Exit::Done.into();
+            }
+            // As env(1), nohup(1) and timeout(1): a code that a program's own 2 is not mistaken for.
+            let is_run = std::env::args_os().nth(1).is_some_and(|verb| verb == "run");
+            if is_run {
+                Exit::RunFailed.into()
+            } else {
+                Exit::Usage.into()
+            }
+        }
+    }
 }

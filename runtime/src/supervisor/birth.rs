@@ -96,7 +96,10 @@ pub struct Born {
 pub fn fork_guest(program: &Program) -> io::Result<Born> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     match fork()? {
-        Fork::Parent(pid) => Ok(Born { pid, birth: Birth { socket: ours } }),
+        Fork::Parent(pid) => Ok(Born {
+            pid,
+            birth: Birth { socket: ours },
+        }),
         Fork::Child => {
             drop(ours);
             guest(program, &theirs);
@@ -106,7 +109,11 @@ pub fn fork_guest(program: &Program) -> io::Result<Born> {
 
 /// The guest's part. All signals are blocked until the very end.
 fn guest(program: &Program, socket: &OwnedFd) -> ! {
-    let filtering = if program.filter { install(socket) } else { tell_ready(socket, Filtering::Off, None) };
+    let filtering = if program.filter {
+        install(socket)
+    } else {
+        tell_ready(socket, Filtering::Off, None)
+    };
     if filtering.is_err() || !matches!(recv(socket.as_raw_fd(), &mut [0], MsgFlags::empty()), Ok(1)) {
         // The supervisor is gone: nobody to tell.
         exit_now(125);
@@ -115,13 +122,19 @@ fn guest(program: &Program, socket: &OwnedFd) -> ! {
         let line = format!("cannot restore the inherited signal handling: {}", e.desc());
         fail(socket, ExecFailure { code: 125, line });
     }
-    fail(socket, exec(&program.arguments, &program.environment, program.path.as_deref()))
+    fail(
+        socket,
+        exec(&program.arguments, &program.environment, program.path.as_deref()),
+    )
 }
 
 fn install(socket: &OwnedFd) -> io::Result<()> {
     match install_with_listener(&filter::home(), Privs::WhenNeeded) {
         Ok(installed) => {
-            let on = Filtering::On { wait_killable: installed.wait_killable, no_new_privs: installed.no_new_privs };
+            let on = Filtering::On {
+                wait_killable: installed.wait_killable,
+                no_new_privs: installed.no_new_privs,
+            };
             tell_ready(socket, on, Some(installed.listener.as_fd()))
         }
         Err(e) => tell_ready(socket, Filtering::Refused(e as i32), None),
@@ -151,7 +164,10 @@ impl Birth {
         let (bytes, fd) = fdpass::recv(self.socket.as_fd(), LONGEST)?;
         match postcard::from_bytes(&bytes) {
             Ok(FromGuest::Ready(filtering)) => Ok((filtering, fd)),
-            _ => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the new process was killed before it ran its program")),
+            _ => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the new process was killed before it ran its program",
+            )),
         }
     }
 

@@ -123,12 +123,20 @@ impl Reply {
     /// Refuses: the last answer.
     pub fn refuse(&self, kind: RefusalKind, pid: Option<i32>, text: impl Into<String>) {
         let pid = pid.map(mosix_wire::ids::Pid);
-        self.send(Answer::Refused(Refusal { kind, pid, text: text.into() }));
+        self.send(Answer::Refused(Refusal {
+            kind,
+            pid,
+            text: text.into(),
+        }));
     }
 
     /// Refuses a process for `why` it cannot move: the last answer.
     pub fn refuse_for(&self, pid: i32, why: &Why) {
-        let remedy = if why.remedy.is_empty() { String::new() } else { format!(" ({})", why.remedy) };
+        let remedy = if why.remedy.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", why.remedy)
+        };
         let text = format!("process {pid} cannot move: {}{remedy}", why.text);
         self.refuse(RefusalKind::CannotMove, Some(pid), text);
     }
@@ -154,7 +162,10 @@ pub struct Handle<M> {
 
 impl<M> Clone for Handle<M> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone(), wake: Arc::clone(&self.wake) }
+        Self {
+            queue: self.queue.clone(),
+            wake: Arc::clone(&self.wake),
+        }
     }
 }
 
@@ -204,7 +215,11 @@ impl Engine for NoEngine {
     fn on_command(&mut self, _: &mut Context<'_, Self::Message>, command: Command) {
         match command {
             Command::Migrate { reply, .. } => {
-                reply.refuse(RefusalKind::Unsupported, None, "this build of mosix cannot move processes");
+                reply.refuse(
+                    RefusalKind::Unsupported,
+                    None,
+                    "this build of mosix cannot move processes",
+                );
             }
         }
     }

@@ -81,7 +81,9 @@ fn value_of(entry: &[u8]) -> Option<&[u8]> {
 
 /// Whether a tunables string sets `name`.
 fn sets(value: &[u8], name: &[u8]) -> bool {
-    value.split(|&b| b == b':').any(|t| t.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")))
+    value
+        .split(|&b| b == b':')
+        .any(|t| t.strip_prefix(name).is_some_and(|rest| rest.starts_with(b"=")))
 }
 
 /// Reads this process's environment exactly as execve(2) gave it: order, duplicates and entries without `=` included.
@@ -103,25 +105,26 @@ mod tests {
 
     fn merged(entries: &[&str], cpu: CpuLevel) -> Vec<String> {
         let entries = entries.iter().map(|e| e.as_bytes().to_vec()).collect();
-        with_tunables(entries, cpu).into_iter().map(|e| String::from_utf8(e).unwrap()).collect()
+        with_tunables(entries, cpu)
+            .into_iter()
+            .map(|e| String::from_utf8(e).unwrap())
+            .collect()
     }
 
     #[test]
     fn rseq_is_off_and_order_kept() {
-        assert_eq!(merged(&["A=1", "odd", "A=2"], CpuLevel::Native), [
-            "A=1",
-            "odd",
-            "A=2",
-            "GLIBC_TUNABLES=glibc.pthread.rseq=0"
-        ]);
+        assert_eq!(
+            merged(&["A=1", "odd", "A=2"], CpuLevel::Native),
+            ["A=1", "odd", "A=2", "GLIBC_TUNABLES=glibc.pthread.rseq=0"]
+        );
     }
 
     #[test]
     fn other_tunables_stay_and_the_users_choice_wins() {
-        assert_eq!(merged(&["GLIBC_TUNABLES=glibc.malloc.check=3", "B="], CpuLevel::Native), [
-            "GLIBC_TUNABLES=glibc.malloc.check=3:glibc.pthread.rseq=0",
-            "B="
-        ]);
+        assert_eq!(
+            merged(&["GLIBC_TUNABLES=glibc.malloc.check=3", "B="], CpuLevel::Native),
+            ["GLIBC_TUNABLES=glibc.malloc.check=3:glibc.pthread.rseq=0", "B="]
+        );
         let own = "GLIBC_TUNABLES=glibc.pthread.rseq=1:glibc.cpu.hwcaps=-AVX2";
         assert_eq!(merged(&[own], CpuLevel::V2), [own]);
     }

@@ -37,7 +37,10 @@ const HEAD: usize = 4096;
 /// `path` the PATH to search.
 pub fn exec(arguments: &[CString], environment: &[CString], path: Option<&[u8]>) -> ExecFailure {
     let Some(name) = arguments.first() else {
-        return ExecFailure { code: NOT_FOUND, line: "no program given".into() };
+        return ExecFailure {
+            code: NOT_FOUND,
+            line: "no program given".into(),
+        };
     };
     let mut refused = None;
     let mut missing_part = None;
@@ -65,7 +68,11 @@ pub fn exec(arguments: &[CString], environment: &[CString], path: Option<&[u8]>)
     if let Some((file, what)) = missing_part {
         return failure(NOT_FOUND, &file, what);
     }
-    let what = if name.as_bytes().contains(&b'/') { "no such file" } else { "not found in PATH" };
+    let what = if name.as_bytes().contains(&b'/') {
+        "no such file"
+    } else {
+        "not found in PATH"
+    };
     failure(NOT_FOUND, name, what.to_owned())
 }
 
@@ -78,7 +85,13 @@ fn candidates(name: &[u8], path: &[u8]) -> Vec<Vec<u8>> {
         return Vec::new();
     }
     path.split(|&b| b == b':')
-        .map(|folder| if folder.is_empty() { [b"./", name].concat() } else { [folder, b"/", name].concat() })
+        .map(|folder| {
+            if folder.is_empty() {
+                [b"./", name].concat()
+            } else {
+                [folder, b"/", name].concat()
+            }
+        })
         .collect()
 }
 
@@ -93,13 +106,20 @@ fn script_or_binary(file: &CString, arguments: &[CString], environment: &[CStrin
     let mut words = vec![shell.to_owned(), file.clone()];
     words.extend_from_slice(arguments.get(1..).unwrap_or_default());
     match execve(shell, &words, environment) {
-        Err(e) => failure(CANNOT_RUN, file, format!("it has no #! line and /bin/sh could not be run: {}", e.desc())),
+        Err(e) => failure(
+            CANNOT_RUN,
+            file,
+            format!("it has no #! line and /bin/sh could not be run: {}", e.desc()),
+        ),
         Ok(never) => match never {},
     }
 }
 
 fn failure(code: u8, file: &CString, what: String) -> ExecFailure {
-    ExecFailure { code, line: format!("cannot run '{}': {what}", file.to_string_lossy()) }
+    ExecFailure {
+        code,
+        line: format!("cannot run '{}': {what}", file.to_string_lossy()),
+    }
 }
 
 fn os(file: &CString) -> &Path {
@@ -140,11 +160,21 @@ fn missing_interpreter(file: &CString) -> Option<(CString, String)> {
         let line = line.split(|&b| b == b'\n').next().unwrap_or_default();
         let mut words = line.split(|b| b" \t\r".contains(b)).filter(|w| !w.is_empty());
         let interpreter = String::from_utf8_lossy(words.next().unwrap_or_default()).into_owned();
-        let hint = if line.ends_with(b"\r") { " (the line ends in a carriage return)" } else { "" };
-        return Some((file.clone(), format!("its interpreter '{interpreter}' does not exist{hint}")));
+        let hint = if line.ends_with(b"\r") {
+            " (the line ends in a carriage return)"
+        } else {
+            ""
+        };
+        return Some((
+            file.clone(),
+            format!("its interpreter '{interpreter}' does not exist{hint}"),
+        ));
     }
     let interpreter = elf_interpreter(&head)?;
-    Some((file.clone(), format!("its program interpreter '{interpreter}' does not exist")))
+    Some((
+        file.clone(),
+        format!("its program interpreter '{interpreter}' does not exist"),
+    ))
 }
 
 /// The PT_INTERP of an ELF file whose first bytes are `head`, when it lies in them.
@@ -152,15 +182,24 @@ fn elf_interpreter(head: &[u8]) -> Option<String> {
     let wide = *head.get(4)? == 2;
     let number = |at: usize, width: usize| -> Option<usize> {
         let bytes = head.get(at..at.checked_add(width)?)?;
-        bytes.iter().rev().try_fold(0usize, |n, &b| n.checked_mul(256)?.checked_add(usize::from(b)))
+        bytes
+            .iter()
+            .rev()
+            .try_fold(0usize, |n, &b| n.checked_mul(256)?.checked_add(usize::from(b)))
     };
-    let (table, entry, count) =
-        if wide { (number(32, 8)?, number(54, 2)?, number(56, 2)?) } else { (number(28, 4)?, number(42, 2)?, number(44, 2)?) };
+    let (table, entry, count) = if wide {
+        (number(32, 8)?, number(54, 2)?, number(56, 2)?)
+    } else {
+        (number(28, 4)?, number(42, 2)?, number(44, 2)?)
+    };
     for i in 0..count.min(64) {
         let at = table.checked_add(i.checked_mul(entry)?)?;
         if number(at, 4)? == 3 {
-            let (offset, size) =
-                if wide { (number(at + 8, 8)?, number(at + 32, 8)?) } else { (number(at + 4, 4)?, number(at + 16, 4)?) };
+            let (offset, size) = if wide {
+                (number(at + 8, 8)?, number(at + 32, 8)?)
+            } else {
+                (number(at + 4, 4)?, number(at + 16, 4)?)
+            };
             let name = head.get(offset..offset.checked_add(size)?)?;
             return Some(String::from_utf8_lossy(name.strip_suffix(b"\0").unwrap_or(name)).into_owned());
         }
@@ -175,9 +214,14 @@ fn bad_binary(head: &[u8]) -> String {
     }
     match (head.get(4), head.get(18..20)) {
         (Some(2), Some([62, 0])) => "its ELF headers are corrupt or truncated (exec format error)".into(),
-        (Some(1), Some([3, 0])) => "it is a 32-bit program and this kernel runs none, or it is corrupt (exec format error)".into(),
+        (Some(1), Some([3, 0])) => {
+            "it is a 32-bit program and this kernel runs none, or it is corrupt (exec format error)".into()
+        }
         (Some(1 | 2), Some(machine)) if !matches!(machine, [62, 0] | [3, 0]) => {
-            format!("it is for another kind of machine (ELF machine {})", u16::from_le_bytes([machine[0], machine[1]]))
+            format!(
+                "it is for another kind of machine (ELF machine {})",
+                u16::from_le_bytes([machine[0], machine[1]])
+            )
         }
         _ => "its ELF header is corrupt or truncated (exec format error)".into(),
     }
@@ -190,7 +234,10 @@ mod tests {
     #[test]
     fn names_are_searched_as_execvp_does() {
         assert_eq!(candidates(b"a/b", b"/x"), [b"a/b"]);
-        assert_eq!(candidates(b"ls", b"/x::/y/"), [b"/x/ls".to_vec(), b"./ls".to_vec(), b"/y//ls".to_vec()]);
+        assert_eq!(
+            candidates(b"ls", b"/x::/y/"),
+            [b"/x/ls".to_vec(), b"./ls".to_vec(), b"/y//ls".to_vec()]
+        );
         assert!(candidates(b"", b"/x").is_empty());
     }
 

@@ -16,9 +16,7 @@ use std::sync::mpsc::Receiver;
 /// Records every program and, with `no_new_privs`, shows a line for each that loses a privilege. Returns when the notify thread ends.
 pub fn watch(execed: &Receiver<Execed>, shared: &Arc<Shared>, no_new_privs: bool, show: impl Fn(String)) {
     for program in execed {
-        if no_new_privs
-            && let Some(privilege) = privilege(&program)
-        {
+        if no_new_privs && let Some(privilege) = privilege(&program) {
             let path = String::from_utf8_lossy(&program.path);
             let line = format!(
                 "'{path}' runs without its {privilege}: programs of this job may gain no privileges; start the job with --no-filter for that"
@@ -47,7 +45,9 @@ fn privilege(program: &Execed) -> Option<&'static str> {
         return Some("set-group-id bit");
     }
     let mut value = [0u8; 64];
-    rustix::fs::getxattr(&file, "security.capability", &mut value[..]).ok().map(|_| "file capabilities")
+    rustix::fs::getxattr(&file, "security.capability", &mut value[..])
+        .ok()
+        .map(|_| "file capabilities")
 }
 
 /// The file as the process names it, through its own root and current folder.

@@ -25,8 +25,13 @@ const I386: [u32; 2] = [11, 358];
 pub fn home() -> Vec<Instruction> {
     let op = |code, k| Instruction { code, jt: 0, jf: 0, k };
     let jeq = |k, jt, jf| Instruction { code: JEQ, jt, jf, k };
-    // 0 ld arch; 1 x86-64? -> 4; 2 i386? -> 9; 3 allow; 4 ld nr; 5-8 compare -> notify; then allow
-    let mut p = vec![op(LD_ABS, ARCH), jeq(AUDIT_ARCH_X86_64, 2, 0), jeq(AUDIT_ARCH_I386, 7, 0), op(RET, libc::SECCOMP_RET_ALLOW)];
+    // 0 ld arch; 1 x86-64? -> 4; 2 i386? -> 11; 3 allow; 4 ld nr; 5-8 compare -> notify; then allow
+    let mut p = vec![
+        op(LD_ABS, ARCH),
+        jeq(AUDIT_ARCH_X86_64, 2, 0),
+        jeq(AUDIT_ARCH_I386, 8, 0),
+        op(RET, libc::SECCOMP_RET_ALLOW),
+    ];
     for numbers in [&X86_64[..], &I386[..]] {
         p.push(op(LD_ABS, NR));
         for (i, nr) in numbers.iter().enumerate() {
@@ -62,12 +67,17 @@ mod tests {
     #[test]
     fn exactly_the_exec_calls_are_trapped() {
         let program = home();
-        for (arch, trapped) in
-            [(AUDIT_ARCH_X86_64, &X86_64[..]), (AUDIT_ARCH_I386, &I386[..]), (0xc000_00b7 /* aarch64 */, &[])]
-        {
+        for (arch, trapped) in [
+            (AUDIT_ARCH_X86_64, &X86_64[..]),
+            (AUDIT_ARCH_I386, &I386[..]),
+            (0xc000_00b7 /* aarch64 */, &[]),
+        ] {
             for nr in (0..1024).chain((0..1024).map(|n| n | X32_BIT)).chain([u32::MAX]) {
-                let want =
-                    if trapped.contains(&nr) { libc::SECCOMP_RET_USER_NOTIF } else { libc::SECCOMP_RET_ALLOW };
+                let want = if trapped.contains(&nr) {
+                    libc::SECCOMP_RET_USER_NOTIF
+                } else {
+                    libc::SECCOMP_RET_ALLOW
+                };
                 assert_eq!(run(&program, arch, nr), want, "arch {arch:#x} nr {nr:#x}");
             }
         }

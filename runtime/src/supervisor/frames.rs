@@ -38,7 +38,10 @@ pub fn read<T: DeserializeOwned>(stream: &mut impl Read, longest: usize) -> io::
     let length = u32::from_le_bytes(head) as usize;
     let bad = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     if length > longest.min(JOB_MESSAGE) {
-        return Err(bad(format!("a message announces {length} bytes, over the limit of {}", longest.min(JOB_MESSAGE))));
+        return Err(bad(format!(
+            "a message announces {length} bytes, over the limit of {}",
+            longest.min(JOB_MESSAGE)
+        )));
     }
     // Grows with what really arrives, not with what was announced.
     let mut body = Vec::new();
@@ -62,20 +65,42 @@ mod tests {
     fn messages_survive_the_way() {
         let mut wire = Vec::new();
         write(&mut wire, &Request::Ps).unwrap();
-        write(&mut wire, &Request::Kill { target: mosix_wire::job::Target::Job, signal: 15 }).unwrap();
+        write(
+            &mut wire,
+            &Request::Kill {
+                target: mosix_wire::job::Target::Job,
+                signal: 15,
+            },
+        )
+        .unwrap();
         let mut from = &wire[..];
         assert_eq!(read::<Request>(&mut from, 1000).unwrap(), Some(Request::Ps));
-        assert!(matches!(read::<Request>(&mut from, 1000).unwrap(), Some(Request::Kill { signal: 15, .. })));
+        assert!(matches!(
+            read::<Request>(&mut from, 1000).unwrap(),
+            Some(Request::Kill { signal: 15, .. })
+        ));
         assert_eq!(read::<Request>(&mut from, 1000).unwrap(), None);
     }
 
     #[test]
     fn too_long_truncated_and_trailing_messages_are_refused() {
         let huge = [0xff, 0xff, 0xff, 0x7f, 1];
-        assert_eq!(read::<Request>(&mut &huge[..], 100).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        assert_eq!(read::<Request>(&mut &[9, 0, 0, 0, 0][..], 100).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        assert_eq!(read::<Request>(&mut &[9, 0][..], 100).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        assert_eq!(read::<Request>(&mut &[2, 0, 0, 0, 0, 0][..], 100).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(
+            read::<Request>(&mut &huge[..], 100).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
+        assert_eq!(
+            read::<Request>(&mut &[9, 0, 0, 0, 0][..], 100).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(
+            read::<Request>(&mut &[9, 0][..], 100).unwrap_err().kind(),
+            io::ErrorKind::UnexpectedEof
+        );
+        assert_eq!(
+            read::<Request>(&mut &[2, 0, 0, 0, 0, 0][..], 100).unwrap_err().kind(),
+            io::ErrorKind::InvalidData
+        );
     }
 
     proptest::proptest! {

@@ -69,18 +69,32 @@ pub fn launch<E: Engine>(spec: Spec, engine: impl FnOnce(&Arc<Shared>) -> E) -> 
     nix::sys::prctl::set_dumpable(false).context("becoming non-dumpable")?;
     nix::sys::prctl::set_child_subreaper(true).context("becoming a child subreaper")?;
     let (receiver, mirror) = mirror::pair().context("making a socket")?;
-    let guard = if spec.filter { Some(fork_guardian(&receiver, &mirror)?) } else { None };
+    let guard = if spec.filter {
+        Some(fork_guardian(&receiver, &mirror)?)
+    } else {
+        None
+    };
     let launcher = nix::unistd::getpid().as_raw();
     let apart = Apart::find(launcher);
     match fork().context("starting the supervisor")? {
         Fork::Parent(supervisor) => {
             drop((mirror, guard));
             release_pipes();
-            Ok(Launched { supervisor, mirror: receiver })
+            Ok(Launched {
+                supervisor,
+                mirror: receiver,
+            })
         }
         Fork::Child => {
             drop(receiver);
-            let start = Start { spec, program, mirror, guard, launcher, apart };
+            let start = Start {
+                spec,
+                program,
+                mirror,
+                guard,
+                launcher,
+                apart,
+            };
             exit_now(i32::from(supervise(start, engine).is_err()));
         }
     }
@@ -107,7 +121,10 @@ fn fork_guardian(receiver: &Receiver, mirror: &Mirror) -> anyhow::Result<Guard> 
     let (ours, theirs) = guardian::pair().context("making a socket")?;
     let in_hand = File::from(memfd_create(c"mosix-in-hand", MFdFlags::MFD_CLOEXEC).context("making a memory file")?);
     match fork().context("starting the guardian")? {
-        Fork::Parent(_) => Ok(Guard { guardian: ours, in_hand }),
+        Fork::Parent(_) => Ok(Guard {
+            guardian: ours,
+            in_hand,
+        }),
         Fork::Child => {
             let _ = (receiver, mirror, &ours);
             let _ = nix::sys::prctl::set_name(c"mosix-guardian");
@@ -133,7 +150,9 @@ enum Apart {
 impl Apart {
     /// Looks whether the group of process `launcher` is orphaned: up the tree to the first parent outside the group.
     fn find(launcher: i32) -> Self {
-        let Ok(me) = Stat::read(launcher) else { return Self::Session };
+        let Ok(me) = Stat::read(launcher) else {
+            return Self::Session;
+        };
         let mut at = me.clone();
         for _ in 0..4096 {
             match Stat::read(at.parent) {
@@ -156,7 +175,10 @@ impl Apart {
 /// Prepares what execve(2) takes.
 fn program(spec: &Spec) -> anyhow::Result<Program> {
     let environment = inherited_environment().context("reading /proc/self/environ")?;
-    let path = environment.iter().find_map(|e| e.strip_prefix(b"PATH=")).map(<[u8]>::to_vec);
+    let path = environment
+        .iter()
+        .find_map(|e| e.strip_prefix(b"PATH="))
+        .map(<[u8]>::to_vec);
     let c_strings = |all: Vec<Vec<u8>>| all.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
     Ok(Program {
         arguments: c_strings(spec.words.iter().map(|w| w.clone().into_vec()).collect())?,
@@ -168,7 +190,9 @@ fn program(spec: &Spec) -> anyhow::Result<Program> {
 
 /// Closes the launcher's copies of the user's descriptors but standard error, which its own messages need.
 fn release_pipes() {
-    let Ok(null) = File::options().read(true).write(true).open("/dev/null") else { return };
+    let Ok(null) = File::options().read(true).write(true).open("/dev/null") else {
+        return;
+    };
     let _ = nix::unistd::dup2_stdin(&null);
     let _ = nix::unistd::dup2_stdout(&null);
 }
@@ -190,20 +214,44 @@ struct Prepared {
 /// Forks the guest and leaves the launcher's surroundings.
 fn prepare(start: &mut Start) -> anyhow::Result<Prepared> {
     let mut tell = |e: anyhow::Error| {
-        start.mirror.send(ToLauncher::Failed { code: 125, line: format!("{e:#}") });
+        start.mirror.send(ToLauncher::Failed {
+            code: 125,
+            line: format!("{e:#}"),
+        });
         e
     };
     let _ = nix::sys::prctl::set_name(c"mosix-superv");
-    nix::sys::prctl::set_child_subreaper(true).context("becoming a child subreaper").map_err(&mut tell)?;
-    let born = fork_guest(&start.program).context("starting the program's process").map_err(&mut tell)?;
-    start.apart.go().context("leaving the launcher's process group").map_err(&mut tell)?;
-    let (filtering, listener) = born.birth.ready().context("waiting for the program's filter").map_err(&mut tell)?;
+    nix::sys::prctl::set_child_subreaper(true)
+        .context("becoming a child subreaper")
+        .map_err(&mut tell)?;
+    let born = fork_guest(&start.program)
+        .context("starting the program's process")
+        .map_err(&mut tell)?;
+    start
+        .apart
+        .go()
+        .context("leaving the launcher's process group")
+        .map_err(&mut tell)?;
+    let (filtering, listener) = born
+        .birth
+        .ready()
+        .context("waiting for the program's filter")
+        .map_err(&mut tell)?;
     let listener = match listener {
-        Some(fd) => Some(Listener::new(fd).context("taking the filter's listener").map_err(&mut tell)?),
+        Some(fd) => Some(
+            Listener::new(fd)
+                .context("taking the filter's listener")
+                .map_err(&mut tell)?,
+        ),
         None => None,
     };
     let me = nix::unistd::getpid().as_raw();
-    Ok(Prepared { born, filtering, listener, filters_before: filters_of(me) })
+    Ok(Prepared {
+        born,
+        filtering,
+        listener,
+        filters_before: filters_of(me),
+    })
 }
 
 impl Prepared {
@@ -237,7 +285,9 @@ impl Prepared {
             serve_filter(listener, guard, &path, &shared, self.filtering, tracer.handle())?;
         }
         if let Some(socket) = &socket {
-            socket.serve(Arc::clone(&shared), tracer.handle(), own_filters).context("serving the job's socket")?;
+            socket
+                .serve(Arc::clone(&shared), tracer.handle(), own_filters)
+                .context("serving the job's socket")?;
         }
         let guard = start.guard;
         tracer.go().context("letting the program run")?;
@@ -250,14 +300,17 @@ impl Prepared {
         let unfiltered = match self.filtering {
             Filtering::On { .. } => None,
             Filtering::Off => Some("started with --no-filter".to_owned()),
-            Filtering::Refused(libc::EBUSY) => {
-                Some("another program's filter listener is there already (a job inside a job, or a container's)".to_owned())
-            }
-            Filtering::Refused(e) => {
-                Some(format!("the kernel refused the filter: {}", nix::errno::Errno::from_raw(e).desc()))
-            }
+            Filtering::Refused(libc::EBUSY) => Some(
+                "another program's filter listener is there already (a job inside a job, or a container's)".to_owned(),
+            ),
+            Filtering::Refused(e) => Some(format!(
+                "the kernel refused the filter: {}",
+                nix::errno::Errno::from_raw(e).desc()
+            )),
         };
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         Job {
             id: random_id(),
             name: spec.name.clone(),
@@ -282,13 +335,19 @@ fn serve_filter<M: Send + 'static>(
     handle: super::engine::Handle<M>,
 ) -> anyhow::Result<()> {
     listener.set_sync_wake_up();
-    guard.guardian.guard(listener.as_fd(), socket).context("giving the listener to the guardian")?;
+    guard
+        .guardian
+        .guard(listener.as_fd(), socket)
+        .context("giving the listener to the guardian")?;
     let in_hand = guard.in_hand.try_clone().context("duplicating a descriptor")?;
     let (tell, execed) = std::sync::mpsc::channel();
     let no_new_privs = matches!(filtering, Filtering::On { no_new_privs: true, .. });
     let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(f);
     let log = Arc::clone(shared);
-    spawn("exec-log", Box::new(move || execlog::watch(&execed, &log, no_new_privs, |line| handle.notice(line))))?;
+    spawn(
+        "exec-log",
+        Box::new(move || execlog::watch(&execed, &log, no_new_privs, |line| handle.notice(line))),
+    )?;
     let serve = move || {
         if let Err(e) = notify::serve(&listener, &in_hand, &tell) {
             tracing::error!("notify thread: {e}");
@@ -306,7 +365,9 @@ fn bind(shared: &Shared, mirror: &mut Mirror) -> Option<JobSocket> {
     match bound {
         Ok(socket) => Some(socket),
         Err(e) => {
-            mirror.send(ToLauncher::Notice(format!("`mosix ps` and `mosix migrate` cannot reach this job: {e:#}")));
+            mirror.send(ToLauncher::Notice(format!(
+                "`mosix ps` and `mosix migrate` cannot reach this job: {e:#}"
+            )));
             None
         }
     }
@@ -315,7 +376,11 @@ fn bind(shared: &Shared, mirror: &mut Mirror) -> Option<JobSocket> {
 /// Puts /dev/null on 0, 1 and 2, which are closed: nothing that is opened later may land there.
 fn quiet_standard_descriptors() -> anyhow::Result<()> {
     loop {
-        let null = File::options().read(true).write(true).open("/dev/null").context("opening /dev/null")?;
+        let null = File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .context("opening /dev/null")?;
         if null.as_raw_fd() > 2 {
             return Ok(());
         }
@@ -339,9 +404,12 @@ fn random_id() -> JobId {
 
 /// The home node's name: what the node's configuration says in `MOSIX_NODE`, else the host's name.
 fn home_name() -> String {
-    std::env::var("MOSIX_NODE").ok().filter(|n| !n.is_empty()).unwrap_or_else(|| {
-        nix::unistd::gethostname().map_or_else(|_| "localhost".to_owned(), |n| n.to_string_lossy().into_owned())
-    })
+    std::env::var("MOSIX_NODE")
+        .ok()
+        .filter(|n| !n.is_empty())
+        .unwrap_or_else(|| {
+            nix::unistd::gethostname().map_or_else(|_| "localhost".to_owned(), |n| n.to_string_lossy().into_owned())
+        })
 }
 
 /// Where the job's socket would be, for messages.

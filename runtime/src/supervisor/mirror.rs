@@ -58,7 +58,13 @@ pub enum ToLauncher {
 /// Those of socketpair(2).
 pub fn pair() -> Result<(Receiver, Mirror), Errno> {
     let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-    Ok((Receiver(a), Mirror { socket: Some(b), waiting: VecDeque::new() }))
+    Ok((
+        Receiver(a),
+        Mirror {
+            socket: Some(b),
+            waiting: VecDeque::new(),
+        },
+    ))
 }
 
 /// The launcher's end.
@@ -109,7 +115,8 @@ impl Mirror {
             return;
         }
         if matches!(message, ToLauncher::Stopped(_) | ToLauncher::Continued) {
-            self.waiting.retain(|m| !matches!(m, ToLauncher::Stopped(_) | ToLauncher::Continued));
+            self.waiting
+                .retain(|m| !matches!(m, ToLauncher::Stopped(_) | ToLauncher::Continued));
         }
         if self.waiting.len() >= KEPT {
             let notice = self.waiting.iter().position(|m| matches!(m, ToLauncher::Notice(_)));
@@ -129,7 +136,11 @@ impl Mirror {
                 self.waiting.pop_front();
                 continue;
             };
-            match send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            match send(
+                socket.as_raw_fd(),
+                &bytes,
+                MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+            ) {
                 Ok(_) => drop(self.waiting.pop_front()),
                 Err(Errno::EAGAIN | Errno::ENOBUFS) => return,
                 Err(Errno::EINTR) => {}
@@ -177,14 +188,20 @@ fn encode(message: &ToLauncher) -> Result<Vec<u8>, postcard::Error> {
     let cut = |line: &str| line.chars().take(LONGEST / 8).collect::<String>();
     postcard::to_allocvec(&match message {
         ToLauncher::Notice(line) => ToLauncher::Notice(cut(line)),
-        ToLauncher::Failed { code, line } => ToLauncher::Failed { code: *code, line: cut(line) },
+        ToLauncher::Failed { code, line } => ToLauncher::Failed {
+            code: *code,
+            line: cut(line),
+        },
         other => other.clone(),
     })
 }
 
 /// The status of [`ToLauncher::Ended`] as a type.
 pub fn ended(status: WaitStatus, last: bool) -> ToLauncher {
-    ToLauncher::Ended { status: status.raw(), last }
+    ToLauncher::Ended {
+        status: status.raw(),
+        last,
+    }
 }
 
 #[cfg(test)]
@@ -195,11 +212,23 @@ mod tests {
     fn a_launcher_that_does_not_read_gets_the_last_state_and_the_end() {
         let (receiver, mut mirror) = pair().unwrap();
         for i in 0..5000 {
-            mirror.send(if i % 2 == 0 { ToLauncher::Stopped(20) } else { ToLauncher::Continued });
+            mirror.send(if i % 2 == 0 {
+                ToLauncher::Stopped(20)
+            } else {
+                ToLauncher::Continued
+            });
         }
-        mirror.send(ToLauncher::Ended { status: 256, last: true });
+        mirror.send(ToLauncher::Ended {
+            status: 256,
+            last: true,
+        });
         let mut seen = Vec::new();
-        while seen.last() != Some(&ToLauncher::Ended { status: 256, last: true }) {
+        while seen.last()
+            != Some(&ToLauncher::Ended {
+                status: 256,
+                last: true,
+            })
+        {
             while let Some(message) = receiver.next().unwrap() {
                 seen.push(message);
             }
@@ -214,7 +243,9 @@ mod tests {
     fn a_long_notice_is_cut() {
         let (receiver, mut mirror) = pair().unwrap();
         mirror.send(ToLauncher::Notice("ü".repeat(10_000)));
-        let Ok(Some(ToLauncher::Notice(line))) = receiver.next() else { panic!() };
+        let Ok(Some(ToLauncher::Notice(line))) = receiver.next() else {
+            panic!()
+        };
         assert_eq!(line.chars().count(), LONGEST / 8);
     }
 }

@@ -73,7 +73,11 @@ fn read_program(n: &Notification) -> Option<Execed> {
         // Numbers of the other ABIs.
         _ => return None,
     };
-    Some(Execed { tid: n.tid, path: read_string(n.tid, path)?, folder })
+    Some(Execed {
+        tid: n.tid,
+        path: read_string(n.tid, path)?,
+        folder,
+    })
 }
 
 /// Reads a C string of another process, page by page.

@@ -19,7 +19,9 @@ pub fn descendants(ancestor: i32) -> io::Result<Vec<Stat>> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        let Some(pid) = name.to_str().and_then(|n| n.parse::<i32>().ok()) else {
+            continue;
+        };
         // One that ended meanwhile is no descendant any more.
         if let Ok(stat) = Stat::read(pid) {
             all.insert(pid, stat);
@@ -42,7 +44,10 @@ pub fn descendants(ancestor: i32) -> io::Result<Vec<Stat>> {
         };
         below.extend(path.into_iter().map(|p| (p, answer)));
     }
-    Ok(all.into_values().filter(|s| s.pid != ancestor && below.get(&s.pid) == Some(&true)).collect())
+    Ok(all
+        .into_values()
+        .filter(|s| s.pid != ancestor && below.get(&s.pid) == Some(&true))
+        .collect())
 }
 
 /// Whether `pid` is a descendant of `ancestor`.
@@ -88,7 +93,10 @@ pub fn list(shared: &Shared, own_filters: u32) -> io::Result<Vec<Process>> {
             program: program(shared, &stat),
             threads: placement.usage.threads.max(stat.threads),
             memory: stat.resident.saturating_mul(page).max(placement.usage.resident),
-            cpu_ns: stat.ticks.saturating_mul(tick_ns).saturating_add(placement.usage.cpu_ns),
+            cpu_ns: stat
+                .ticks
+                .saturating_mul(tick_ns)
+                .saturating_add(placement.usage.cpu_ns),
             state,
             place: placement.place,
             moves: placement.moves,

@@ -54,21 +54,31 @@ impl Reason {
     /// Its stable name, text and remedy.
     pub fn why(&self) -> Why {
         let (code, text, remedy) = match self {
-            Self::Traced { by } => {
-                ("traced", format!("process {by} traces it"), "end the debugger or strace first".to_owned())
-            }
+            Self::Traced { by } => (
+                "traced",
+                format!("process {by} traces it"),
+                "end the debugger or strace first".to_owned(),
+            ),
             Self::NotDumpable => (
                 "not-dumpable",
                 "it is protected from being looked at (not dumpable, or its program is unreadable)".to_owned(),
                 String::new(),
             ),
-            Self::SetUid => {
-                ("set-uid", "it runs with another user's rights".to_owned(), "start the job as that user".to_owned())
-            }
-            Self::OwnFilter => ("own-seccomp-filter", "it installed a seccomp filter of its own".to_owned(), String::new()),
-            Self::ThirtyTwoBit => {
-                ("32-bit", "it is a 32-bit program".to_owned(), "use a 64-bit build of the program".to_owned())
-            }
+            Self::SetUid => (
+                "set-uid",
+                "it runs with another user's rights".to_owned(),
+                "start the job as that user".to_owned(),
+            ),
+            Self::OwnFilter => (
+                "own-seccomp-filter",
+                "it installed a seccomp filter of its own".to_owned(),
+                String::new(),
+            ),
+            Self::ThirtyTwoBit => (
+                "32-bit",
+                "it is a 32-bit program".to_owned(),
+                "use a 64-bit build of the program".to_owned(),
+            ),
             Self::Vfork => (
                 "vfork",
                 "it waits for its vfork child to execute a program".to_owned(),
@@ -87,12 +97,19 @@ impl Reason {
             ),
             Self::Threads { count } => (
                 "threads",
-                format!("it has {count} threads, more than the {} that can move", mosix_wire::limits::THREADS),
+                format!(
+                    "it has {count} threads, more than the {} that can move",
+                    mosix_wire::limits::THREADS
+                ),
                 String::new(),
             ),
             Self::Zombie => ("zombie", "it has ended".to_owned(), String::new()),
         };
-        Why { code: code.to_owned(), text, remedy }
+        Why {
+            code: code.to_owned(),
+            text,
+            remedy,
+        }
     }
 }
 
@@ -150,7 +167,13 @@ pub fn why_not(pid: i32, own_filters: u32, tracer: i32, sharing: &mut Sharing) -
 /// Judges one line of maps.
 fn mapping(line: &str, pid: i32, sharing: &mut Sharing) -> Option<Reason> {
     let mut fields = line.split_ascii_whitespace();
-    let (_, modes, _, device, inode) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let (_, modes, _, device, inode) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
     if !modes.ends_with('s') {
         return None;
     }
@@ -177,13 +200,19 @@ impl Status {
         let text = String::from_utf8_lossy(&read_bounded(&format!("/proc/{pid}/status"))?).into_owned();
         let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("");
         let first = |name: &str| field(name).split_ascii_whitespace().next().and_then(|v| v.parse().ok());
-        let mut uids = field("Uid:").split_ascii_whitespace().map(|u| u.parse().unwrap_or(u32::MAX));
+        let mut uids = field("Uid:")
+            .split_ascii_whitespace()
+            .map(|u| u.parse().unwrap_or(u32::MAX));
         let mut uid = || uids.next().unwrap_or(u32::MAX);
         Ok(Self {
             tracer: first("TracerPid:").unwrap_or(0),
             uids: [uid(), uid(), uid()],
             // Kernels before 5.9 say only whether there is any.
-            filters: first("Seccomp_filters:").or_else(|| first("Seccomp:")).unwrap_or(0).try_into().unwrap_or(0),
+            filters: first("Seccomp_filters:")
+                .or_else(|| first("Seccomp:"))
+                .unwrap_or(0)
+                .try_into()
+                .unwrap_or(0),
         })
     }
 }
@@ -208,12 +237,19 @@ fn is_32_bit(pid: i32) -> bool {
 
 /// Whether a thread of `pid` is inside vfork, or clone with CLONE_VFORK.
 fn in_vfork(pid: i32) -> bool {
-    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
     tasks.flatten().take(64).any(|task| {
-        let Ok(text) = std::fs::read_to_string(task.path().join("syscall")) else { return false };
+        let Ok(text) = std::fs::read_to_string(task.path().join("syscall")) else {
+            return false;
+        };
         let mut words = text.split_ascii_whitespace();
         let nr = words.next().and_then(|w| w.parse::<i64>().ok());
-        let flags = words.next().and_then(|w| u64::from_str_radix(w.trim_start_matches("0x"), 16).ok()).unwrap_or(0);
+        let flags = words
+            .next()
+            .and_then(|w| u64::from_str_radix(w.trim_start_matches("0x"), 16).ok())
+            .unwrap_or(0);
         match nr {
             Some(libc::SYS_vfork) => true,
             Some(libc::SYS_clone) => flags & libc::CLONE_VFORK as u64 != 0,
@@ -226,7 +262,11 @@ fn in_vfork(pid: i32) -> bool {
 
 /// kernel.yama.ptrace_scope, where the module is there.
 fn yama() -> Option<u8> {
-    std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok()?.trim().parse().ok()
+    std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope")
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -243,7 +283,10 @@ mod tests {
         let private = "7f0000000000-7f0000001000 rw-p 00000000 00:01 4242       /x";
         assert_eq!(mapping(private, 12, &mut sharing), None);
         let device = "7f0000000000-7f0000001000 r--s 00000000 00:06 12       /dev/dri/card0";
-        assert_eq!(mapping(device, 12, &mut sharing).map(|r| r.why().code), Some("device".into()));
+        assert_eq!(
+            mapping(device, 12, &mut sharing).map(|r| r.why().code),
+            Some("device".into())
+        );
     }
 
     #[test]
@@ -256,7 +299,8 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(50));
         assert_eq!(why(0), None);
         nix::sys::ptrace::seize(nix::unistd::Pid::from_raw(pid), nix::sys::ptrace::Options::empty()).unwrap();
-        let me = std::process::id().cast_signed();
+        // The kernel names the tracing thread; a supervisor traces on its main thread.
+        let me = nix::unistd::gettid().as_raw();
         assert!(matches!(why(0), Some(Reason::Traced { .. })));
         assert_eq!(why(me), None);
         child.kill().unwrap();

@@ -40,7 +40,10 @@ pub enum RunDirError {
 /// # Errors
 /// [`RunDirError::Nowhere`].
 pub fn runtime_dir() -> Result<PathBuf, RunDirError> {
-    resolve(|name| std::env::var_os(name).filter(|v| !v.is_empty()), nix::unistd::geteuid().as_raw())
+    resolve(
+        |name| std::env::var_os(name).filter(|v| !v.is_empty()),
+        nix::unistd::geteuid().as_raw(),
+    )
 }
 
 fn resolve(variable: impl Fn(&str) -> Option<OsString>, uid: u32) -> Result<PathBuf, RunDirError> {
@@ -56,7 +59,10 @@ fn resolve(variable: impl Fn(&str) -> Option<OsString>, uid: u32) -> Result<Path
     if uid == 0 {
         return Ok("/run/mosix".into());
     }
-    let home = variable("HOME").map(PathBuf::from).filter(|p| p.is_absolute()).ok_or(RunDirError::Nowhere)?;
+    let home = variable("HOME")
+        .map(PathBuf::from)
+        .filter(|p| p.is_absolute())
+        .ok_or(RunDirError::Nowhere)?;
     Ok(home.join(".local/state/mosix/run"))
 }
 
@@ -76,7 +82,10 @@ pub fn make_jobs_dir() -> Result<PathBuf, RunDirError> {
     let runtime = runtime_dir()?;
     let jobs = runtime.join("jobs");
     for path in [&runtime, &jobs] {
-        let error = |source| RunDirError::Io { path: path.clone(), source };
+        let error = |source| RunDirError::Io {
+            path: path.clone(),
+            source,
+        };
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(error)?;
         }
@@ -93,7 +102,10 @@ pub fn make_jobs_dir() -> Result<PathBuf, RunDirError> {
 /// # Errors
 /// [`RunDirError::NotOurs`] or the reason why it cannot be looked at.
 pub fn verify(path: &Path, uid: u32) -> Result<(), RunDirError> {
-    let meta = std::fs::symlink_metadata(path).map_err(|source| RunDirError::Io { path: path.into(), source })?;
+    let meta = std::fs::symlink_metadata(path).map_err(|source| RunDirError::Io {
+        path: path.into(),
+        source,
+    })?;
     let what = if !meta.is_dir() {
         "is no folder".to_owned()
     } else if meta.uid() != uid {
@@ -103,7 +115,10 @@ pub fn verify(path: &Path, uid: u32) -> Result<(), RunDirError> {
     } else {
         return Ok(());
     };
-    Err(RunDirError::NotOurs { path: path.into(), what })
+    Err(RunDirError::NotOurs {
+        path: path.into(),
+        what,
+    })
 }
 
 /// File name of a job's socket.
@@ -125,7 +140,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     fn resolved(variables: &[(&str, &str)], uid: u32) -> Option<String> {
-        let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
+        let get = |name: &str| {
+            variables
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| OsString::from(v))
+        };
         resolve(get, uid).ok().map(|p| p.to_string_lossy().into_owned())
     }
 
@@ -134,11 +154,20 @@ mod tests {
         let me = nix::unistd::geteuid().as_raw();
         let dir = tempfile::tempdir().unwrap();
         let xdg = dir.path().to_str().unwrap();
-        assert_eq!(resolved(&[("MOSIX_RUNTIME_DIR", "/x"), ("XDG_RUNTIME_DIR", xdg)], me).unwrap(), "/x");
-        assert_eq!(resolved(&[("XDG_RUNTIME_DIR", xdg)], me).unwrap(), format!("{xdg}/mosix"));
+        assert_eq!(
+            resolved(&[("MOSIX_RUNTIME_DIR", "/x"), ("XDG_RUNTIME_DIR", xdg)], me).unwrap(),
+            "/x"
+        );
+        assert_eq!(
+            resolved(&[("XDG_RUNTIME_DIR", xdg)], me).unwrap(),
+            format!("{xdg}/mosix")
+        );
         // Somebody else's XDG_RUNTIME_DIR, as after su.
         assert_eq!(resolved(&[("XDG_RUNTIME_DIR", xdg)], 0).map(|_| ()), Some(()));
-        assert_eq!(resolved(&[("XDG_RUNTIME_DIR", xdg), ("HOME", "/h")], me + 1).unwrap(), "/h/.local/state/mosix/run");
+        assert_eq!(
+            resolved(&[("XDG_RUNTIME_DIR", xdg), ("HOME", "/h")], me + 1).unwrap(),
+            "/h/.local/state/mosix/run"
+        );
         assert_eq!(resolved(&[], 0).unwrap(), "/run/mosix");
         assert_eq!(resolved(&[], 1000), None);
     }
@@ -150,10 +179,20 @@ mod tests {
         let path = dir.path().join("jobs");
         std::fs::create_dir(&path).unwrap();
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o711)).unwrap();
-        assert!(verify(&path, me).unwrap_err().to_string().contains("open to others (mode 711"));
+        assert!(
+            verify(&path, me)
+                .unwrap_err()
+                .to_string()
+                .contains("open to others (mode 711")
+        );
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700)).unwrap();
         verify(&path, me).unwrap();
-        assert!(verify(&path, me + 1).unwrap_err().to_string().contains("belongs to user"));
+        assert!(
+            verify(&path, me + 1)
+                .unwrap_err()
+                .to_string()
+                .contains("belongs to user")
+        );
         let link = dir.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(verify(&link, me).unwrap_err().to_string().contains("is no folder"));

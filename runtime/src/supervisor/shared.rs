@@ -3,7 +3,7 @@
 //! Written by the tracer thread (placements) and the notify thread (programs, notes); read by the job socket for `mosix ps`.
 //! The lock is held for single reads and writes only, never across a system call that can block.
 
-use mosix_wire::ids::{JobId, Pid};
+use mosix_wire::ids::JobId;
 use mosix_wire::job::{Job, Place, Why};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,7 +30,14 @@ pub struct Placement {
 
 impl Default for Placement {
     fn default() -> Self {
-        Self { place: Place::Home, moves: 0, moving: false, waiting: false, usage: Usage::default(), stuck: None }
+        Self {
+            place: Place::Home,
+            moves: 0,
+            moving: false,
+            waiting: false,
+            usage: Usage::default(),
+            stuck: None,
+        }
     }
 }
 
@@ -66,7 +73,15 @@ const PROGRAMS: usize = 4096;
 impl Shared {
     /// Starts with what is known before the first process runs.
     pub fn new(job: Job) -> Self {
-        Self { id: job.id, supervisor: job.supervisor.0, inner: Mutex::new(Inner { job, placements: BTreeMap::new(), programs: BTreeMap::new() }) }
+        Self {
+            id: job.id,
+            supervisor: job.supervisor.0,
+            inner: Mutex::new(Inner {
+                job,
+                placements: BTreeMap::new(),
+                programs: BTreeMap::new(),
+            }),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -139,6 +154,9 @@ impl Shared {
 
     /// Whether any body of the job is away, or on its way.
     pub fn any_away(&self) -> bool {
-        self.lock().placements.values().any(|p| p.place != Place::Home || p.moving)
+        self.lock()
+            .placements
+            .values()
+            .any(|p| p.place != Place::Home || p.moving)
     }
 }

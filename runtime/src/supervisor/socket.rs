@@ -121,11 +121,19 @@ fn answer<M: Send + 'static>(
     if let Err(refusal) = admit(&stream, shared) {
         return frames::write(&mut stream, &Answer::Refused(refusal));
     }
-    let Some(request) = frames::read::<Request>(&mut stream, LONGEST)? else { return Ok(()) };
+    let Some(request) = frames::read::<Request>(&mut stream, LONGEST)? else {
+        return Ok(());
+    };
     match request {
         Request::Ps => {
             let processes = list(shared, own_filters)?;
-            frames::write(&mut stream, &Answer::Rows { job: shared.job(), processes })
+            frames::write(
+                &mut stream,
+                &Answer::Rows {
+                    job: shared.job(),
+                    processes,
+                },
+            )
         }
         Request::Kill { target, signal } => frames::write(&mut stream, &send_signal(shared, target, signal)),
         Request::Migrate { target, to } => {
@@ -143,7 +151,14 @@ fn answer<M: Send + 'static>(
             }
             if !last {
                 let text = "the supervisor dropped the request; see `mosix ps` for where the process is".to_owned();
-                frames::write(&mut stream, &Answer::Refused(Refusal { kind: RefusalKind::Failed, pid: None, text }))?;
+                frames::write(
+                    &mut stream,
+                    &Answer::Refused(Refusal {
+                        kind: RefusalKind::Failed,
+                        pid: None,
+                        text,
+                    }),
+                )?;
             }
             Ok(())
         }
@@ -151,16 +166,24 @@ fn answer<M: Send + 'static>(
 }
 
 fn refusal(kind: RefusalKind, pid: Option<i32>, text: String) -> Refusal {
-    Refusal { kind, pid: pid.map(Pid), text }
+    Refusal {
+        kind,
+        pid: pid.map(Pid),
+        text,
+    }
 }
 
 /// Judges who connected.
 fn admit(stream: &UnixStream, shared: &Shared) -> Result<(), Refusal> {
     let forbidden = |text: String| refusal(RefusalKind::Forbidden, None, text);
-    let peer = getsockopt(stream, sockopt::PeerCredentials).map_err(|e| forbidden(format!("cannot tell who asks: {e}")))?;
+    let peer =
+        getsockopt(stream, sockopt::PeerCredentials).map_err(|e| forbidden(format!("cannot tell who asks: {e}")))?;
     let me = nix::unistd::geteuid().as_raw();
     if peer.uid() != me && peer.uid() != 0 {
-        return Err(forbidden(format!("user {} may not ask about a job of user {me}", peer.uid())));
+        return Err(forbidden(format!(
+            "user {} may not ask about a job of user {me}",
+            peer.uid()
+        )));
     }
     if shared.any_away() && is_descendant(peer.pid(), shared.supervisor()) {
         let text = "a process of the job itself may not ask while part of the job is away".to_owned();
@@ -183,7 +206,11 @@ fn not_movable(shared: &Shared, pid: i32, own_filters: u32) -> Option<Refusal> {
         }
     }
     let why = reason::why_not(pid, own_filters, shared.supervisor(), &mut sharing)?.why();
-    let remedy = if why.remedy.is_empty() { String::new() } else { format!(" ({})", why.remedy) };
+    let remedy = if why.remedy.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", why.remedy)
+    };
     let text = format!("process {pid} cannot move: {}{remedy}", why.text);
     Some(refusal(RefusalKind::CannotMove, Some(pid), text))
 }
@@ -196,7 +223,11 @@ fn send_signal(shared: &Shared, target: Target, signal: i32) -> Answer {
             let text = format!("process {pid} does not belong to job {}", shared.id());
             return Answer::Refused(refusal(RefusalKind::UnknownProcess, Some(pid), text));
         }
-        Target::Job => descendants(shared.supervisor()).unwrap_or_default().into_iter().map(|s| s.pid).collect(),
+        Target::Job => descendants(shared.supervisor())
+            .unwrap_or_default()
+            .into_iter()
+            .map(|s| s.pid)
+            .collect(),
     };
     for pid in pids {
         match kill(pid, signal) {

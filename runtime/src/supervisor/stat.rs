@@ -38,7 +38,10 @@ impl Stat {
     pub fn read(pid: i32) -> io::Result<Self> {
         let text = std::fs::read(format!("/proc/{pid}/stat"))?;
         Self::parse(&text).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has an unknown form"))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("/proc/{pid}/stat has an unknown form"),
+            )
         })
     }
 
@@ -84,7 +87,10 @@ mod tests {
         let line = b"7 (a) R 1 (\n) S 1 2 3 0 -1 4194304 1 0 0 0 11 22 0 0 20 0 5 0 99 1000 77 18446744073709551615";
         let s = Stat::parse(line).unwrap();
         assert_eq!((s.pid, s.comm.as_str(), s.state, s.parent), (7, "a) R 1 (\n", 'S', 1));
-        assert_eq!((s.group, s.session, s.ticks, s.threads, s.start, s.resident), (2, 3, 33, 5, 99, 77));
+        assert_eq!(
+            (s.group, s.session, s.ticks, s.threads, s.start, s.resident),
+            (2, 3, 33, 5, 99, 77)
+        );
     }
 
     proptest::proptest! {

@@ -137,13 +137,20 @@ impl<E: Engine> Tracer<E> {
 
     /// Waits until something wants attention.
     fn wait(&mut self) -> io::Result<()> {
-        let deadline = [self.engine.deadline(), self.launcher.deadline()].into_iter().flatten().min();
+        let deadline = [self.engine.deadline(), self.launcher.deadline()]
+            .into_iter()
+            .flatten()
+            .min();
         let timeout = match deadline {
             None => PollTimeout::NONE,
             // One millisecond more, so that the deadline has really passed and the loop does not spin on the rest of one.
             Some(d) => {
                 let left = d.saturating_duration_since(Instant::now());
-                let left = if left.is_zero() { left } else { left + Duration::from_millis(1) };
+                let left = if left.is_zero() {
+                    left
+                } else {
+                    left + Duration::from_millis(1)
+                };
                 PollTimeout::try_from(left.min(Duration::from_secs(3600))).unwrap_or(PollTimeout::ZERO)
             }
         };
@@ -152,7 +159,11 @@ impl<E: Engine> Tracer<E> {
             PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
         ];
         let launcher = self.mirror.socket().map(|socket| {
-            let out = if self.mirror.is_waiting() { PollFlags::POLLOUT } else { PollFlags::empty() };
+            let out = if self.mirror.is_waiting() {
+                PollFlags::POLLOUT
+            } else {
+                PollFlags::empty()
+            };
             fds.push(PollFd::new(socket, PollFlags::POLLIN | out));
             fds.len() - 1
         });
@@ -164,7 +175,9 @@ impl<E: Engine> Tracer<E> {
             Err(e) => return Err(e.into()),
         }
         let gone = PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR;
-        let ready = launcher.and_then(|i| fds[i].revents()).is_some_and(|r| r.intersects(gone));
+        let ready = launcher
+            .and_then(|i| fds[i].revents())
+            .is_some_and(|r| r.intersects(gone));
         if ready && self.mirror.is_gone()? {
             self.launcher_gone();
         }
@@ -229,7 +242,11 @@ impl<E: Engine> Tracer<E> {
 
     /// Calls the engine and then mirrors what it reported.
     fn call<R>(&mut self, f: impl FnOnce(&mut E, &mut Context<'_, E::Message>) -> R) -> R {
-        let mut cx = Context { shared: &self.shared, handle: &self.handle, reports: &mut self.reports };
+        let mut cx = Context {
+            shared: &self.shared,
+            handle: &self.handle,
+            reports: &mut self.reports,
+        };
         let result = f(&mut self.engine, &mut cx);
         for (pid, event) in std::mem::take(&mut self.reports) {
             if pid == self.shared.first() {
@@ -245,7 +262,10 @@ impl<E: Engine> Tracer<E> {
         match birth.next() {
             BirthEvent::Nothing => {}
             BirthEvent::Failed(failure) => {
-                self.mirror.send(ToLauncher::Failed { code: failure.code, line: failure.line });
+                self.mirror.send(ToLauncher::Failed {
+                    code: failure.code,
+                    line: failure.line,
+                });
                 self.birth = None;
                 self.start_on = None;
             }
@@ -273,7 +293,9 @@ impl<E: Engine> Tracer<E> {
         });
         match spawned {
             Ok(_) => self.call(|engine, cx| engine.on_command(cx, Command::Migrate { target, to, reply })),
-            Err(e) => self.mirror.send(ToLauncher::Notice(format!("the program runs at home, not on {to}: {e}"))),
+            Err(e) => self.mirror.send(ToLauncher::Notice(format!(
+                "the program runs at home, not on {to}: {e}"
+            ))),
         }
     }
 

@@ -1,0 +1,217 @@
+//! The launcher's life after the start: it stands for the program in the terminal.
+//!
+//! ```text
+//!  terminal, kill(1) ── signal ──▶ launcher ── relay, unless the program got it as well ──▶ program
+//!  supervisor ── Stopped ────────▶ launcher stops itself by the same signal: the shell sees its job stopped
+//!  shell ── SIGCONT (fg, bg) ────▶ launcher ── SIGCONT, if the program is still stopped ──▶ program
+//!  supervisor ── Ended ──────────▶ launcher exits, or kills itself by the same signal
+//! ```
+//!
+//! Launcher and program are in one process group, so what the terminal sends reaches both; such signals (and those that the program
+//! or its children sent to their group) are not relayed. If the supervisor is killed, the launcher is the next subreaper above the
+//! program: it becomes the program's parent and goes on by itself.
+
+use mosix_runtime::supervisor::launch::Launched;
+use mosix_runtime::supervisor::mirror::ToLauncher;
+use mosix_runtime::supervisor::processes::is_descendant;
+use mosix_runtime::supervisor::stat::Stat;
+use mosix_sys::process::{Wait, WaitStatus, die_by, kill, queue, stop_by, wait_any, wait_for};
+use mosix_sys::signalfd::{Received, Signals};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use crate::exit::Exit;
+
+/// A launcher that stands for its program.
+#[derive(Debug)]
+struct StandIn {
+    launched: Launched,
+    signals: Signals,
+    /// The program, once it was started.
+    program: Option<i32>,
+    /// The supervisor was killed: the program is a child of this process.
+    alone: bool,
+}
+
+/// What to do about the program.
+enum Next {
+    Wait,
+    End(WaitStatus),
+    Fail(ExitCode),
+}
+
+/// Stands for the program until it ends; then ends in the same way, or returns the exit code.
+///
+/// # Errors
+/// Those of poll(2) and of reading signals.
+pub fn stand_in(launched: Launched) -> io::Result<ExitCode> {
+    let mut me = StandIn {
+        launched,
+        signals: Signals::open()?,
+        program: None,
+        alone: false,
+    };
+    loop {
+        match me.step()? {
+            Next::Wait => me.wait()?,
+            Next::Fail(code) => return Ok(code),
+            Next::End(status) => {
+                let code = status.code().and_then(|c| u8::try_from(c).ok());
+                if let (None, Some((signal, _))) = (code, status.killed()) {
+                    die_by(signal);
+                }
+                return Ok(ExitCode::from(code.unwrap_or(u8::MAX)));
+            }
+        }
+    }
+}
+
+impl StandIn {
+    fn wait(&self) -> io::Result<()> {
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        if !self.alone {
+            fds.push(PollFd::new(self.launched.mirror.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Deals with everything that has arrived.
+    fn step(&mut self) -> io::Result<Next> {
+        // The supervisor first: a signal may be about a stop that it has just reported.
+        if !self.alone {
+            if let Some(next) = self.hear() {
+                return Ok(next);
+            }
+        }
+        while let Some(received) = self.signals.next()? {
+            if received.signal == libc::SIGCONT {
+                self.went_on();
+            } else if received.signal != libc::SIGCHLD && !self.reached_program(&received) {
+                self.relay(&received);
+            }
+        }
+        self.reap()
+    }
+
+    /// Takes what the supervisor says. Of several stops and continuations only the last counts.
+    fn hear(&mut self) -> Option<Next> {
+        let mut stop = None;
+        loop {
+            match self.launched.mirror.next() {
+                Ok(None) => break,
+                Ok(Some(message)) => match message {
+                    ToLauncher::Started { pid } => self.program = Some(pid),
+                    ToLauncher::Failed { code, line } => {
+                        say(&line);
+                        self.leave(true);
+                        return Some(Next::Fail(ExitCode::from(code)));
+                    }
+                    ToLauncher::Notice(line) => say(&line),
+                    ToLauncher::Stopped(signal) => stop = Some(signal),
+                    ToLauncher::Continued => stop = None,
+                    ToLauncher::Ended { status, last } => {
+                        self.leave(last);
+                        return Some(Next::End(WaitStatus::from_raw(status)));
+                    }
+                },
+                Err(_) => return self.supervisor_gone(),
+            }
+        }
+        if let Some(signal) = stop {
+            self.stop(signal);
+        }
+        None
+    }
+
+    /// Stops as the program did, and comes back when somebody continues this process.
+    fn stop(&mut self, signal: i32) {
+        stop_by(signal);
+        self.went_on();
+    }
+
+    /// This process was continued: the program must go on too. The shell's SIGCONT for the group has reached it already, unless it
+    /// is in another group.
+    fn went_on(&self) {
+        if let Some(pid) = self.program
+            && Stat::read(pid).is_ok_and(|s| s.state == 'T')
+        {
+            let _ = kill(pid, libc::SIGCONT);
+        }
+    }
+
+    /// Whether the program got this signal without us.
+    fn reached_program(&self, received: &Received) -> bool {
+        if received.is_from_kernel() {
+            return true;
+        }
+        // A process of the job signalled its group. One that means the launcher alone has no reason to exist.
+        received.pid != 0 && is_descendant(received.pid, self.launched.supervisor)
+    }
+
+    fn relay(&self, received: &Received) {
+        let Some(pid) = self.program else { return };
+        // Fails when the program has just ended, which the supervisor is about to say.
+        let _ = if received.is_queued() {
+            queue(pid, received.signal, received.value)
+        } else {
+            kill(pid, received.signal)
+        };
+    }
+
+    /// Before the end: when the supervisor ends as well, waits for it, so that the CPU time of the whole job counts as this process's
+    /// children's for whoever waits for us (the shell's `time`).
+    fn leave(&self, last: bool) {
+        if last {
+            wait_for(self.launched.supervisor, true);
+        }
+    }
+
+    fn supervisor_gone(&mut self) -> Option<Next> {
+        self.alone = true;
+        if self.program.is_none() {
+            say("the supervisor ended before it could start the program");
+            return Some(Next::Fail(Exit::RunFailed.into()));
+        }
+        // It closes its socket a moment before its children get a new parent: wait for its end.
+        wait_for(self.launched.supervisor, true);
+        say("the supervisor was killed: the program goes on at home, and can no longer move");
+        None
+    }
+
+    /// Takes wait(2) reports: only about the program, and only when it is our child.
+    fn reap(&mut self) -> io::Result<Next> {
+        if !self.alone {
+            // The guardian, the supervisor: their ends show on the socket.
+            return Ok(Next::Wait);
+        }
+        loop {
+            match wait_any() {
+                Wait::Some(w) if Some(w.pid) == self.program => {
+                    if w.status.is_end() {
+                        return Ok(Next::End(w.status));
+                    }
+                    if let Some(signal) = w.status.stopped() {
+                        self.stop(signal);
+                    }
+                }
+                Wait::Some(_) => {}
+                Wait::Nothing => return Ok(Next::Wait),
+                Wait::NoChild => {
+                    say("the program ended together with its supervisor; how is not known");
+                    return Ok(Next::Fail(Exit::RunFailed.into()));
+                }
+            }
+        }
+    }
+}
+
+fn say(line: &str) {
+    use std::io::Write;
+    // Standard error may be closed or full; the program's status matters more.
+    let _ = writeln!(io::stderr(), "mosix: {line}");
+}
