@@ -1,6 +1,7 @@
 //! Debian packages, fetched with apt and unpacked into a folder: nothing is installed, upgraded or removed, so neither
 //! a privilege nor a conflict with the machine's own packages (QEMU's are quick to demand one) comes into play.
 
+use std::cell::Cell;
 use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,95 +11,184 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
-/// Unpacks `package` (`NAME` or `NAME=VERSION`) into `into`; with those packages it needs that this machine lacks, if
-/// `closure` is set. A folder that was finished earlier is left as it is.
-pub fn unpack(package: &str, into: &Path, closure: bool) -> Result<()> {
-    let mark = into.join(".complete");
-    if mark.exists() {
-        return Ok(());
-    }
-    let packages = if closure {
-        missing(package)?
-    } else {
-        vec![package.to_owned()]
-    };
-    let debs = into.with_extension("debs");
-    for folder in [into, debs.as_path()] {
-        if folder.exists() {
-            fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-        }
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    }
-    let mut apt = Command::new("apt-get");
-    // The download's own user may not enter this folder; without this apt says so at length and goes on as root.
-    apt.args(["-qq", "-o", "APT::Sandbox::User=root", "download"])
-        .args(&packages)
-        .current_dir(&debs);
-    workspace::run(&mut apt).with_context(|| format!("cannot download {package}"))?;
-    for deb in fs::read_dir(&debs)? {
-        workspace::run(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(into))?;
-    }
-    fs::remove_dir_all(&debs)?;
-    fs::write(&mark, packages.join("\n")).with_context(|| format!("cannot write {}", mark.display()))
+/// apt, used only to look up and to download.
+#[derive(Debug)]
+pub struct Apt {
+    folder: PathBuf,
+    refreshed: Cell<bool>,
 }
 
-/// `pinned` if the archives still have it, else the newest package whose name matches `pattern`, as `NAME=VERSION`.
-pub fn pick(pinned: &str, pattern: &str) -> Result<String> {
-    if offered(pinned) {
-        return Ok(pinned.to_owned());
-    }
-    let prefix = pattern.split('*').next().unwrap_or_default();
-    let names = text(Command::new("apt-cache").args(["pkgnames", prefix]))?;
-    let newest = names
-        .lines()
-        .filter(|name| matches(pattern, name) && offered(name))
-        .max_by(|left, right| by_number(left, right))
-        .with_context(|| {
-            format!(
-                "apt knows neither {pinned} nor any {pattern}: run `apt-get update`, or add the Debian release (and \
-                 its security archive) that has this kernel to apt's sources"
-            )
-        })?;
-    let shown = text(Command::new("apt-cache").args(["show", "--no-all-versions", newest]))?;
-    let version = shown
-        .lines()
-        .find_map(|line| line.strip_prefix("Version: "))
-        .unwrap_or_default();
-    Ok(format!("{newest}={version}"))
-}
-
-fn offered(package: &str) -> bool {
-    let shown = Command::new("apt-cache")
-        .args(["show", "--no-all-versions", package])
-        .output();
-    shown.is_ok_and(|Output { status, stdout, .. }| status.success() && !stdout.is_empty())
-}
-
-/// `package` and what it needs of what this machine lacks, as `NAME=VERSION`.
-fn missing(package: &str) -> Result<Vec<String>> {
-    let uris = text(Command::new("apt-get").args([
-        "install",
-        "--print-uris",
-        "-qq",
-        "--no-install-recommends",
-        "-o",
-        "Debug::NoLocking=1",
-        package,
-    ]))?;
-    let mut packages = Vec::new();
-    for line in uris.lines().filter(|line| line.starts_with('\'')) {
-        // 'URI' NAME_VERSION_ARCH.deb SIZE HASH
-        let file = line.split_whitespace().nth(1).unwrap_or_default();
-        let mut parts = file.split('_');
-        match (parts.next(), parts.next()) {
-            (Some(name), Some(version)) => packages.push(format!("{name}={}", version.replace("%3a", ":"))),
-            _ => bail!("apt-get install --print-uris {package}: cannot read {line:?}"),
+impl Apt {
+    /// Uses the machine's package lists, or those that an earlier [`Apt::refresh`] left under `cache`.
+    pub fn new(cache: &Path) -> Self {
+        Self {
+            folder: cache.join("apt"),
+            refreshed: Cell::new(false),
         }
     }
-    if packages.is_empty() {
-        bail!("{package} is installed, but its program is not in PATH");
+
+    /// Unpacks `package` (`NAME` or `NAME=VERSION`) into `into`; with those packages it needs that this machine lacks,
+    /// if `closure` is set. A folder that was finished earlier is left as it is.
+    pub fn unpack(&self, package: &str, into: &Path, closure: bool) -> Result<()> {
+        if into.join(".complete").exists() {
+            return Ok(());
+        }
+        self.with_fresh_lists(|| self.fetch(package, into, closure))
+            .with_context(|| format!("package {package} cannot be had"))
     }
-    Ok(packages)
+
+    /// `pinned` if the archives still have it, else the newest package whose name matches `pattern`, as
+    /// `NAME=VERSION`.
+    pub fn pick(&self, pinned: &str, pattern: &str) -> Result<String> {
+        self.with_fresh_lists(|| self.pick_once(pinned, pattern))
+    }
+
+    fn pick_once(&self, pinned: &str, pattern: &str) -> Result<String> {
+        if self.offers(pinned) {
+            return Ok(pinned.to_owned());
+        }
+        let prefix = pattern.split('*').next().unwrap_or_default();
+        let names = text(self.command("apt-cache").args(["pkgnames", prefix]))?;
+        let newest = names
+            .lines()
+            .filter(|name| matches(pattern, name) && self.offers(name))
+            .max_by(|left, right| by_number(left, right))
+            .with_context(|| {
+                format!(
+                    "apt knows neither {pinned} nor any {pattern}: add the Debian release (and its security archive) \
+                     that has this kernel to apt's sources"
+                )
+            })?;
+        let shown = text(self.command("apt-cache").args(["show", "--no-all-versions", newest]))?;
+        let version = shown
+            .lines()
+            .find_map(|line| line.strip_prefix("Version: "))
+            .unwrap_or_default();
+        Ok(format!("{newest}={version}"))
+    }
+
+    fn fetch(&self, package: &str, into: &Path, closure: bool) -> Result<()> {
+        let packages = if closure {
+            self.missing(package)?
+        } else {
+            vec![package.to_owned()]
+        };
+        let debs = into.with_extension("debs");
+        for folder in [into, debs.as_path()] {
+            if folder.exists() {
+                fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+            }
+            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        workspace::run(
+            self.command("apt-get")
+                .args(["-qq", "download"])
+                .args(&packages)
+                .current_dir(&debs),
+        )?;
+        for deb in fs::read_dir(&debs)? {
+            workspace::run(Command::new("dpkg-deb").arg("-x").arg(deb?.path()).arg(into))?;
+        }
+        fs::remove_dir_all(&debs)?;
+        let mark = into.join(".complete");
+        fs::write(&mark, packages.join("\n")).with_context(|| format!("cannot write {}", mark.display()))
+    }
+
+    fn offers(&self, package: &str) -> bool {
+        let shown = self
+            .command("apt-cache")
+            .args(["show", "--no-all-versions", package])
+            .output();
+        shown.is_ok_and(|Output { status, stdout, .. }| status.success() && !stdout.is_empty())
+    }
+
+    /// `package` and what it needs of what this machine lacks, as `NAME=VERSION`.
+    fn missing(&self, package: &str) -> Result<Vec<String>> {
+        let words = [
+            "install",
+            "--print-uris",
+            "-qq",
+            "--no-install-recommends",
+            "-o",
+            "Debug::NoLocking=1",
+            package,
+        ];
+        let uris = text(self.command("apt-get").args(words))?;
+        let mut packages = Vec::new();
+        for line in uris.lines().filter(|line| line.starts_with('\'')) {
+            // 'URI' NAME_VERSION_ARCH.deb SIZE HASH
+            let file = line.split_whitespace().nth(1).unwrap_or_default();
+            let mut parts = file.split('_');
+            match (parts.next(), parts.next()) {
+                (Some(name), Some(version)) => packages.push(format!("{name}={}", version.replace("%3a", ":"))),
+                _ => bail!("apt-get install --print-uris {package}: cannot read {line:?}"),
+            }
+        }
+        if packages.is_empty() {
+            bail!("{package} is installed, but its program is not in PATH");
+        }
+        Ok(packages)
+    }
+
+    /// Runs `attempt`; if it fails, fetches the archives' present lists once and tries again: a machine may never have
+    /// had any, or such as name versions that are gone.
+    fn with_fresh_lists<T>(&self, attempt: impl Fn() -> Result<T>) -> Result<T> {
+        match attempt() {
+            Err(_) if !self.refreshed.replace(true) => {
+                self.refresh().context("cannot fetch the archives' package lists")?;
+                attempt()
+            }
+            other => other,
+        }
+    }
+
+    /// Fetches package lists into a folder of our own: the machine's are left alone, and no privilege is needed.
+    fn refresh(&self) -> Result<()> {
+        eprintln!("vm: fetching the Debian archives' package lists");
+        for folder in ["lists/partial", "cache/archives/partial"] {
+            let folder = self.folder.join(folder);
+            fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        }
+        let folder = self.folder.display();
+        let text = format!("Dir::State::lists \"{folder}/lists\";\nDir::Cache \"{folder}/cache\";\n");
+        let config = self.folder.join("apt.conf");
+        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        workspace::run(self.command("apt-get").args(["-qq", "update"]))
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let config = self.folder.join("apt.conf");
+        if config.exists() {
+            command.env("APT_CONFIG", config);
+        }
+        // The download's own user may not enter our folders; without this apt says so at length and goes on as root.
+        command.args(["-o", "APT::Sandbox::User=root"]);
+        command
+    }
+
+    /// Path of `program`: the machine's own, or else one unpacked from `package` under `tools`.
+    pub fn tool(&self, program: &str, package: &str, tools: &Path) -> Result<Tool> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from));
+        if let Some(found) = folders.map(|folder| folder.join(program)).find(|path| path.is_file()) {
+            return Ok(Tool {
+                program: found,
+                root: None,
+            });
+        }
+        let root = tools.join(package);
+        self.unpack(package, &root, true)
+            .with_context(|| format!("{program} is not on this machine"))?;
+        let candidates = ["usr/bin", "bin", "usr/sbin", "sbin"].map(|folder| root.join(folder).join(program));
+        match candidates.into_iter().find(|path| path.is_file()) {
+            Some(program) => Ok(Tool {
+                program,
+                root: Some(root),
+            }),
+            None => bail!("package {package} has no program {program}"),
+        }
+    }
 }
 
 fn text(command: &mut Command) -> Result<String> {
@@ -141,28 +231,6 @@ fn by_number(left: &str, right: &str) -> Ordering {
         let step = |text: &str, digits: usize| digits.max(text.chars().next().map_or(0, char::len_utf8));
         left = &left[step(left, left_digits)..];
         right = &right[step(right, right_digits)..];
-    }
-}
-
-/// Path of `program`: the machine's own, or else one unpacked from `package` under `tools`.
-pub fn tool(program: &str, package: &str, tools: &Path) -> Result<Tool> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from));
-    if let Some(found) = folders.map(|folder| folder.join(program)).find(|path| path.is_file()) {
-        return Ok(Tool {
-            program: found,
-            root: None,
-        });
-    }
-    let root = tools.join(package);
-    unpack(package, &root, true).with_context(|| format!("{program} is not here and cannot be had"))?;
-    let candidates = ["usr/bin", "bin", "usr/sbin", "sbin"].map(|folder| root.join(folder).join(program));
-    match candidates.into_iter().find(|path| path.is_file()) {
-        Some(program) => Ok(Tool {
-            program,
-            root: Some(root),
-        }),
-        None => bail!("package {package} has no program {program}"),
     }
 }
 

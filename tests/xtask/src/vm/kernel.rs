@@ -10,7 +10,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
-use super::debs;
+use super::debs::{self, Apt};
 use super::manifest::{Kernel, Manifest};
 use super::tools::Tools;
 
@@ -26,14 +26,14 @@ pub struct Image {
 }
 
 /// Fetches and prepares `kernel` under `cache`; what is there already is used.
-pub fn prepare(kernel: &Kernel, manifest: &Manifest, tools: &Tools, cache: &Path) -> Result<Image> {
+pub fn prepare(kernel: &Kernel, manifest: &Manifest, tools: &Tools, apt: &Apt, cache: &Path) -> Result<Image> {
     let unpacked = match cached(kernel, cache)? {
         Some(folder) => folder,
         None => {
-            let package = debs::pick(&kernel.pinned, &kernel.package)?;
+            let package = apt.pick(&kernel.pinned, &kernel.package)?;
             eprintln!("vm: fetching {package}");
             let folder = cache.join("kernels").join(&package);
-            debs::unpack(&package, &folder, false)?;
+            apt.unpack(&package, &folder, false)?;
             folder
         }
     };

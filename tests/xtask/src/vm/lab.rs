@@ -14,6 +14,7 @@ use super::net::Place;
 pub struct Lab {
     /// Its name.
     pub name: String,
+    folder: PathBuf,
     up: bool,
     switch: Option<Switch>,
     extra: Vec<Extra>,
@@ -80,7 +81,13 @@ impl Lab {
         let mosix = mosix
             .to_str()
             .with_context(|| format!("{}: not UTF-8", mosix.display()))?;
-        let words = [mosix, "lab", "exec", "--name", &self.name, "switch", "--"];
+        // The lab is found by this variable, and `vm down` may run under another one: <runtime dir>/lab/<name>.
+        let runtime = self.folder.ancestors().nth(2).and_then(Path::to_str);
+        let runtime = runtime.with_context(|| format!("{} is no lab's folder", self.folder.display()))?;
+        let runtime = format!("MOSIX_RUNTIME_DIR={runtime}");
+        let words = [
+            "env", &runtime, mosix, "lab", "exec", "--name", &self.name, "switch", "--",
+        ];
         Ok(Place(words.map(str::to_owned).to_vec()))
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::debs::{self, Tool};
+use super::debs::{Apt, Tool};
 use super::manifest::Manifest;
 
 /// Programs by name.
@@ -17,15 +17,15 @@ pub struct Tools {
 
 impl Tools {
     /// Finds every program of the manifest, fetching those that are missing.
-    pub fn find(manifest: &Manifest, cache: &Path) -> Result<Self> {
+    pub fn find(manifest: &Manifest, apt: &Apt, cache: &Path) -> Result<Self> {
         let folder = cache.join("tools");
         let mut found = BTreeMap::new();
         for (program, package) in &manifest.tools {
-            found.insert(program.clone(), debs::tool(program, package, &folder)?);
+            found.insert(program.clone(), apt.tool(program, package, &folder)?);
         }
         // Always Debian's own: it must be the static one, with all its applets.
         let busybox = folder.join("busybox-static");
-        debs::unpack("busybox-static", &busybox, false)?;
+        apt.unpack("busybox-static", &busybox, false)?;
         let busybox = ["bin/busybox", "usr/bin/busybox"]
             .map(|path| busybox.join(path))
             .into_iter()

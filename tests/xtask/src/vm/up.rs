@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
+use super::debs::Apt;
 use super::lab::{Extra, Lab};
 use super::manifest::Manifest;
 use super::net::{Joined, Place};
@@ -92,7 +93,8 @@ pub fn run(args: &Up, store: &Store, cache: &Path) -> Result<()> {
         return Ok(());
     }
 
-    let tools = Tools::find(&manifest, cache)?;
+    let apt = Apt::new(cache);
+    let tools = Tools::find(&manifest, &apt, cache)?;
     let base = initramfs::base(&manifest, &tools, cache)?;
     let built = initramfs::build(cache)?;
     let lab = args
@@ -103,7 +105,7 @@ pub fn run(args: &Up, store: &Store, cache: &Path) -> Result<()> {
     let mut started = Vec::new();
     for (index, name) in wanted {
         let kernel = manifest.kernel(&args.kernel[index % args.kernel.len()])?;
-        let image = kernel::prepare(kernel, &manifest, &tools, cache)?;
+        let image = kernel::prepare(kernel, &manifest, &tools, &apt, cache)?;
         let taken: Vec<String> = store.guests()?.into_iter().map(|guest| guest.address).collect();
         let extra = lab.as_ref().map(|lab| lab.extra(name)).transpose()?;
         let mut guest = Guest {
