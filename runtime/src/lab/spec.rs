@@ -11,7 +11,7 @@ use std::str::FromStr;
 pub const MAX_NODES: u32 = 99;
 
 /// TCP port of every mosixd of a lab; each has an address of its own.
-pub const PORT: u16 = 7337;
+pub const PORT: u16 = crate::node::config::PORT;
 
 /// Name of the bridge in the switch's namespace.
 pub const BRIDGE: &str = "br0";
@@ -166,7 +166,9 @@ impl FromStr for LabNode {
             reason,
         };
         let (name, address) = text.split_once('=').ok_or_else(|| bad("expected NAME=ADDRESS"))?;
-        check_name(name).map_err(|_| bad("the name has 1 to 32 of a-z, 0-9, '-' and '_'"))?;
+        // A folder's name and a node's name.
+        check_name(name).map_err(|_| bad("the name has 1 to 32 of a-z, 0-9 and '-'"))?;
+        crate::node::config::check_name(name).map_err(bad)?;
         if name == SWITCH {
             return Err(bad("this name is reserved"));
         }
