@@ -7,49 +7,71 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// Runs the program in the three ways and compares. `least`: moves that must have succeeded on the way.
-fn same_in_three_ways(program: &Program, least: u32) {
-    let lab = Lab::shared();
+/// A program, and how many moves it must have gone through at least.
+type Case = (Program, u32);
+
+/// Two plain runs alike: else the others would compare chance.
+fn plain((program, _): &Case) {
+    let first = program.run(How::Plain);
+    assert!(first.status.success() && first.length > 0, "{first}");
+    println!("{:?}: {first}", program.argv[0]);
+    program.run(How::Plain).assert_same(&first);
+}
+
+fn home((program, _): &Case) {
     let plain = program.run(How::Plain);
-    assert!(plain.status.success(), "{plain}");
-    assert!(plain.length > 0, "{plain}");
-    program.run(How::Home(lab.node(1))).assert_same(&plain);
+    program.run(How::Home(Lab::shared().node(1))).assert_same(&plain);
+}
+
+fn moving((program, least): &Case) {
+    let plain = program.run(How::Plain);
     let moved = program.run(How::Moving {
-        lab,
+        lab: Lab::shared(),
         period: Duration::from_millis(200),
     });
     moved.assert_same(&plain);
-    moved.assert_moved(least);
+    moved.assert_moved(*least);
 }
 
-/// A folder of its own for a test's files, empty.
-fn fresh(name: &str) -> PathBuf {
-    let dir = work_dir("scratch").join(name);
+macro_rules! programs {
+    ($($name:ident)*) => {
+        mod run_plain { $(#[test] fn $name() { mosix_tests::require!(super::$name().map(|case| super::plain(&case))) })* }
+        mod run_at_home { $(#[test] fn $name() { mosix_tests::require!(super::$name().map(|case| super::home(&case))) })* }
+        mod run_moving { $(#[test] fn $name() { mosix_tests::require!(super::$name().map(|case| super::moving(&case))) })* }
+    };
+}
+
+programs! {
+    bc gawk java openssl perl python_big_integers python_numpy python_threads sort sqlite static_go static_rust xz xz_threads
+}
+
+/// An empty folder for the files of one run.
+fn scratch(name: &str) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let dir = work_dir("scratch").join(format!("{name}-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).unwrap();
     dir
 }
 
-#[test]
-fn xz() {
-    require!(require::program("xz"));
+fn xz() -> Result<Case, String> {
+    require::program("xz")?;
     let input = inputs::text(inputs::size(6 << 20, 60 << 20));
-    same_in_three_ways(
-        &Program::new(["xz".into(), "-6".into(), "-c".into(), OsString::from(input)]),
+    Ok((
+        Program::new(["xz".into(), "-6".into(), "-c".into(), OsString::from(input)]),
         3,
-    );
+    ))
 }
 
-#[test]
-fn xz_with_threads() {
-    require!(require::program("xz"));
+fn xz_threads() -> Result<Case, String> {
+    require::program("xz")?;
     let input = inputs::text(inputs::size(12 << 20, 60 << 20));
-    let block = inputs::size(1 << 20, 4 << 20);
-    let block = format!("--block-size={block}");
-    same_in_three_ways(
-        &Program::new([
+    let block = format!("--block-size={}", inputs::size(1 << 20, 4 << 20));
+    Ok((
+        Program::new([
             "xz".into(),
             "-6".into(),
             "-T4".into(),
@@ -57,99 +79,130 @@ fn xz_with_threads() {
             "-c".into(),
             OsString::from(input),
         ]),
-        3,
-    );
+        2,
+    ))
 }
 
-#[test]
-fn sort_with_temporary_files() {
-    require!(require::program("sort"));
+/// With little memory, so that it works in temporary files.
+fn sort() -> Result<Case, String> {
+    require::program("sort")?;
     let input = inputs::lines(inputs::size(600_000, 5_000_000));
-    let folder = fresh("sort");
-    let program = Program::new([
+    let folder = scratch("sort");
+    let argv = [
         "sort".into(),
         "-S".into(),
         "4M".into(),
         "-T".into(),
-        OsString::from(&folder),
+        OsString::from(folder),
         OsString::from(input),
-    ]);
-    same_in_three_ways(&program.env("LC_ALL", "C"), 1);
-    assert_eq!(fs::read_dir(folder).unwrap().count(), 0, "temporary files are left");
+    ];
+    Ok((Program::new(argv).env("LC_ALL", "C"), 1))
 }
 
-#[test]
-fn python_big_integers() {
-    require!(require::program("python3"));
-    let n = inputs::size(12_000, 40_000);
-    let code = format!(
-        "import sys\nsys.set_int_max_str_digits(0)\na,b=1,1\nfor i in range({n}):\n  a,b=b,a*3+b*i\n\
-         print(a%10**50)\nprint(pow(3,10**{},10**4001+7)%10**60)\nx=1\nfor i in range(1,{n}//3): x*=i\nprint(str(x)[:80],len(str(x)))",
-        inputs::size(900, 3000)
-    );
-    same_in_three_ways(&Program::new(["/usr/bin/python3", "-c", &code]), 1);
+fn python(code: &str, least: u32) -> Result<Case, String> {
+    require::program("python3")?;
+    // Debian's, whatever else is in PATH.
+    Ok((Program::new(["/usr/bin/python3", "-c", code]), least))
 }
 
-#[test]
-fn python_numpy() {
-    require!(require::python_module("numpy"));
-    let rounds = inputs::size(30, 200);
-    let code = format!(
-        "import numpy as np,hashlib\nr=np.random.default_rng(5)\na=r.integers(0,1000,(300,300))\nf=r.random((300,300))\n\
-         h=hashlib.sha256()\nfor i in range({rounds}):\n  a=(a@a)%1009\n  f=np.sin(f@f/300)+f.T\n  h.update(a.tobytes())\n  h.update(f.tobytes())\n\
-         print(h.hexdigest(),int(a.sum()),repr(float(f.sum())))"
-    );
-    same_in_three_ways(&Program::new(["/usr/bin/python3", "-c", &code]), 1);
-}
-
-#[test]
-fn python_threads_with_locks_and_queues() {
-    require!(require::program("python3"));
-    let n = inputs::size(20_000, 100_000);
-    let code = format!(
-        "import threading,queue,hashlib\nq=queue.Queue(50)\nout={{}}\nl=threading.Lock()\nc=threading.Condition(l)\ndone=0\n\
-         def work():\n  global done\n  while True:\n    i=q.get()\n    if i is None: break\n    h=hashlib.md5(b'%d'%i).hexdigest()\n\
-         \x20   with l: out[i]=h\n  with c:\n    done+=1; c.notify()\n\
-         ts=[threading.Thread(target=work) for _ in range(8)]\n[t.start() for t in ts]\n\
-         for i in range({n}): q.put(i)\n[q.put(None) for _ in ts]\n\
-         with c:\n  c.wait_for(lambda: done==8)\n[t.join() for t in ts]\n\
-         print(len(out),hashlib.sha256(''.join(out[i] for i in sorted(out)).encode()).hexdigest())"
-    );
-    same_in_three_ways(&Program::new(["/usr/bin/python3", "-c", &code]), 1);
-}
-
-#[test]
-fn openssl_digest() {
-    require!(require::program("openssl"));
-    let input = inputs::text(inputs::size(60 << 20, 600 << 20));
-    same_in_three_ways(
-        &Program::new(["openssl".into(), "dgst".into(), "-sha512".into(), OsString::from(input)]),
-        0,
-    );
-}
-
-#[test]
-fn perl() {
-    require!(require::program("perl"));
-    let input = inputs::text(inputs::size(6 << 20, 60 << 20));
-    let code = "my %h; while (<>) { $h{$_}++ for split } print map { \"$_ $h{$_}\\n\" } sort { $h{$b} <=> $h{$a} || $a cmp $b } keys %h;";
-    same_in_three_ways(
-        &Program::new(["perl".into(), "-e".into(), code.into(), OsString::from(input)]),
+fn python_big_integers() -> Result<Case, String> {
+    let (n, power) = (inputs::size(12_000, 40_000), inputs::size(900, 3000));
+    python(
+        &format!(
+            "import sys\n\
+             if hasattr(sys, 'set_int_max_str_digits'): sys.set_int_max_str_digits(0)\n\
+             a, b = 1, 1\n\
+             for i in range({n}): a, b = b, a * 3 + b * i\n\
+             print(a % 10**50, pow(3, 10**{power}, 10**4001 + 7) % 10**60)\n\
+             x = 1\n\
+             for i in range(1, {n} // 3): x *= i\n\
+             print(str(x)[:80], len(str(x)))"
+        ),
         1,
-    );
+    )
 }
 
-#[test]
-fn gawk() {
-    require!(require::program("gawk"));
+fn python_numpy() -> Result<Case, String> {
+    require::python_module("numpy")?;
+    let rounds = inputs::size(30, 200);
+    python(
+        &format!(
+            "import numpy as np, hashlib\n\
+             r = np.random.default_rng(5)\n\
+             a, f = r.integers(0, 1000, (300, 300)), r.random((300, 300))\n\
+             h = hashlib.sha256()\n\
+             for i in range({rounds}):\n\
+             \x20 a = (a @ a) % 1009\n\
+             \x20 f = np.sin(f @ f / 300) + f.T\n\
+             \x20 h.update(a.tobytes()); h.update(f.tobytes())\n\
+             print(h.hexdigest(), int(a.sum()), repr(float(f.sum())))"
+        ),
+        1,
+    )
+}
+
+/// Eight threads with locks, conditions and queues.
+fn python_threads() -> Result<Case, String> {
+    let n = inputs::size(30_000, 150_000);
+    python(
+        &format!(
+            "import threading, queue, hashlib\n\
+             q, out, l, done = queue.Queue(50), {{}}, threading.Lock(), 0\n\
+             c = threading.Condition(l)\n\
+             def work():\n\
+             \x20 global done\n\
+             \x20 while True:\n\
+             \x20   i = q.get()\n\
+             \x20   if i is None: break\n\
+             \x20   h = hashlib.md5(b'%d' % i).hexdigest()\n\
+             \x20   with l: out[i] = h\n\
+             \x20 with c:\n\
+             \x20   done += 1; c.notify()\n\
+             ts = [threading.Thread(target=work) for _ in range(8)]\n\
+             for t in ts: t.start()\n\
+             for i in range({n}): q.put(i)\n\
+             for t in ts: q.put(None)\n\
+             with c: c.wait_for(lambda: done == 8)\n\
+             for t in ts: t.join()\n\
+             print(len(out), hashlib.sha256(''.join(out[i] for i in sorted(out)).encode()).hexdigest())"
+        ),
+        1,
+    )
+}
+
+fn openssl() -> Result<Case, String> {
+    require::program("openssl")?;
+    let input = inputs::text(inputs::size(60 << 20, 600 << 20));
+    // Fast: it may well end before the first move of a small run.
+    let least = u32::from(inputs::full());
+    Ok((
+        Program::new(["openssl".into(), "dgst".into(), "-sha512".into(), OsString::from(input)]),
+        least,
+    ))
+}
+
+fn perl() -> Result<Case, String> {
+    require::program("perl")?;
+    let input = inputs::text(inputs::size(6 << 20, 60 << 20));
+    let code = "my %h; while (<>) { $h{$_}++ for split } \
+                print map { \"$_ $h{$_}\\n\" } sort { $h{$b} <=> $h{$a} || $a cmp $b } keys %h;";
+    Ok((
+        Program::new(["perl".into(), "-e".into(), code.into(), OsString::from(input)]),
+        1,
+    ))
+}
+
+fn gawk() -> Result<Case, String> {
+    require::program("gawk")?;
     let input = inputs::text(inputs::size(8 << 20, 60 << 20));
-    let code = "{ for (i = 1; i <= NF; i++) n[$i] += length($i) * NR % 7 } END { k = asorti(n, s); for (i = 1; i <= k; i++) print s[i], n[s[i]] }";
-    same_in_three_ways(&Program::new(["gawk".into(), code.into(), OsString::from(input)]), 1);
+    let code = "{ for (i = 1; i <= NF; i++) n[$i] += length($i) * NR % 7 } \
+                END { k = asorti(n, s); for (i = 1; i <= k; i++) print s[i], n[s[i]] }";
+    Ok((Program::new(["gawk".into(), code.into(), OsString::from(input)]), 1))
 }
 
-#[test]
-fn sqlite() {
-    require!(require::program("sqlite3"));
+/// Builds and queries a database on disk.
+fn sqlite() -> Result<Case, String> {
+    require::program("sqlite3")?;
     let n = inputs::size(60_000, 400_000);
     let sql = format!(
         "PRAGMA journal_mode=DELETE;\nDROP TABLE IF EXISTS t;\nCREATE TABLE t(id INTEGER PRIMARY KEY, a INT, b TEXT);\n\
@@ -159,58 +212,56 @@ fn sqlite() {
          SELECT a, count(*), max(b) FROM t GROUP BY a ORDER BY 2 DESC, 1 LIMIT 200;\n\
          SELECT count(*), sum(length(b)) FROM t JOIN (SELECT a AS z FROM t LIMIT 500) ON a=z;\nPRAGMA integrity_check;\n"
     );
-    let script = inputs::script("sqlite.sql", &sql);
-    let database = fresh("sqlite").join("test.db");
-    same_in_three_ways(
-        &Program::new(["sqlite3".into(), OsString::from(database)]).stdin(script),
+    let database = scratch("sqlite").join("test.db");
+    let program = Program::new(["sqlite3".into(), OsString::from(database)]);
+    Ok((program.stdin(inputs::script("sqlite.sql", &sql)), 1))
+}
+
+fn static_rust() -> Result<Case, String> {
+    let rounds = inputs::size(60, 300).to_string();
+    Ok((
+        Program::new([rust_program().clone()?.into_os_string(), rounds.into()]),
+        2,
+    ))
+}
+
+fn static_go() -> Result<Case, String> {
+    require::program("go")?;
+    let rounds = inputs::size(60, 400).to_string();
+    Ok((Program::new([go_program().into_os_string(), rounds.into()]), 1))
+}
+
+/// Eight threads.
+fn java() -> Result<Case, String> {
+    require::program("java")?;
+    require::program("javac")?;
+    static CLASSES: OnceLock<PathBuf> = OnceLock::new();
+    let dir = CLASSES.get_or_init(|| {
+        let dir = work_dir("java");
+        let source = dir.join("Main.java");
+        fs::write(&source, JAVA).unwrap();
+        let status = Command::new("javac").arg("-d").arg(&dir).arg(&source).status();
+        assert!(status.unwrap().success(), "javac");
+        dir
+    });
+    let rounds = inputs::size(100, 600).to_string();
+    Ok((
+        Program::new([
+            "java".into(),
+            "-cp".into(),
+            dir.into(),
+            "Main".into(),
+            OsString::from(rounds),
+        ]),
         1,
-    );
+    ))
 }
 
-#[test]
-fn static_rust() {
-    let program = rust_program();
-    require!(program);
-    let program = program.clone().unwrap_or_default();
-    same_in_three_ways(
-        &Program::new([program.into_os_string(), inputs::size(12, 60).to_string().into()]),
-        3,
-    );
-}
-
-#[test]
-fn static_go() {
-    require!(require::program("go"));
-    same_in_three_ways(
-        &Program::new([go_program().into_os_string(), inputs::size(60, 400).to_string().into()]),
-        1,
-    );
-}
-
-#[test]
-fn java_with_threads() {
-    require!(require::program("java"));
-    require!(require::program("javac"));
-    let dir = work_dir("java");
-    let source = dir.join("Main.java");
-    fs::write(&source, JAVA).unwrap();
-    let status = Command::new("javac").arg("-d").arg(&dir).arg(&source).status().unwrap();
-    assert!(status.success());
-    let argv = [
-        "java".into(),
-        "-cp".into(),
-        dir.into_os_string(),
-        "Main".into(),
-        inputs::size(40, 300).to_string().into(),
-    ];
-    same_in_three_ways(&Program::new(argv), 1);
-}
-
-#[test]
-fn bc_digits_of_pi() {
-    require!(require::program("bc"));
+/// Digits of pi.
+fn bc() -> Result<Case, String> {
+    require::program("bc")?;
     let script = inputs::script("pi.bc", &format!("scale={}\n4*a(1)\n", inputs::size(1200, 3000)));
-    same_in_three_ways(&Program::new(["bc", "-l"]).stdin(script), 1);
+    Ok((Program::new(["bc", "-l"]).stdin(script), 1))
 }
 
 /// A static Go program with goroutines and maps; prints a checksum. Its runtime sends itself SIGURG every 10 ms.
