@@ -103,9 +103,9 @@ fn targets(call: &Call, view: &View<'_>, job: &impl JobView) -> Result<(), &'sta
     let within = |ok: bool| if ok { Ok(()) } else { Err(OUTSIDE) };
     // As kill(2) reads it: a process, a group, or everyone.
     let killable = |pid: i32| match pid {
-        -1 => false,
+        -1 | i32::MIN => false,
         0 => job.owns_group(call.pid, 0),
-        i32::MIN..=-2 => job.owns_group(call.pid, -pid),
+        ..=-2 => job.owns_group(call.pid, -pid),
         pid => job.contains(pid),
     };
     // As calls about scheduling read it: zero is the caller.
@@ -176,7 +176,6 @@ fn judge_path(path: &[u8], dirfd: i32, caller: Pid, job: &impl JobView) -> Resul
         full.extend_from_slice(path);
         &full
     };
-    // With and without taking `..` by its letters, because the kernel follows links before it climbs.
     let parts = normal(path);
     if let [b"proc", _, rest @ ..] = parts.as_slice() {
         let leaf = match rest {

@@ -65,7 +65,11 @@ fn expected_home(data: Data) -> u32 {
         ARCH_I386 => &[11, 358],
         _ => &[],
     };
-    if exec.contains(&data.nr) { verdict::NOTIFY } else { verdict::ALLOW }
+    if exec.contains(&data.nr) {
+        verdict::NOTIFY
+    } else {
+        verdict::ALLOW
+    }
 }
 
 /// Values near every constant that a rule compares with, and random ones.
@@ -81,8 +85,10 @@ fn value() -> impl Strategy<Value = u64> {
 }
 
 fn data() -> impl Strategy<Value = Data> {
-    let conditional: Vec<u32> =
-        table::rows().filter(|row| matches!(row.away, Away::NativeIf { .. })).map(|row| row.nr).collect();
+    let conditional: Vec<u32> = table::rows()
+        .filter(|row| matches!(row.away, Away::NativeIf { .. }))
+        .map(|row| row.nr)
+        .collect();
     let nr = prop_oneof![
         4 => proptest::sample::select(conditional),
         4 => 0u32..512,
@@ -90,7 +96,12 @@ fn data() -> impl Strategy<Value = Data> {
         1 => any::<u32>(),
     ];
     let arch = prop_oneof![8 => Just(X86_64), 1 => Just(ARCH_I386), 1 => any::<u32>()];
-    (nr, arch, any::<u64>(), [value(), value(), value(), value(), value(), value()])
+    (
+        nr,
+        arch,
+        any::<u64>(),
+        [value(), value(), value(), value(), value(), value()],
+    )
         .prop_map(|(nr, arch, ip, args)| Data { nr, arch, ip, args })
 }
 
@@ -117,7 +128,12 @@ fn every_number_is_decided_as_the_table_says() {
     assert!(home.len() < 50, "{} instructions", home.len());
     for nr in 0..1024 {
         for arch in [X86_64, ARCH_I386] {
-            let data = Data { nr, arch, ip: 0, args: [0; 6] };
+            let data = Data {
+                nr,
+                arch,
+                ip: 0,
+                args: [0; 6],
+            };
             assert_eq!(run(&away, data).0, expected_away(data), "{nr}");
             assert_eq!(run(&home, data).0, expected_home(data), "{nr}");
         }
@@ -130,7 +146,12 @@ fn allowed_calls_never_reach_the_epilogue() {
     let program = away(Some(0x7e80_0000_0000..0x7e80_0000_1000)).unwrap();
     let plain = away(None).unwrap();
     for row in table::rows().filter(|row| row.away == Away::Native) {
-        let data = Data { nr: row.nr, arch: X86_64, ip: 0, args: [0; 6] };
+        let data = Data {
+            nr: row.nr,
+            arch: X86_64,
+            ip: 0,
+            args: [0; 6],
+        };
         assert_eq!(run(&program, data), run(&plain, data), "{}", row.name);
     }
 }
@@ -138,16 +159,50 @@ fn allowed_calls_never_reach_the_epilogue() {
 #[test]
 fn stub_is_exempt_exactly_within_its_range() {
     let program = away(Some(0x7e80_0000_0000..0x7e80_0000_1000)).unwrap();
-    let at = |ip, nr| run(&program, Data { nr, arch: X86_64, ip, args: [0; 6] }).0;
+    let at = |ip, nr| {
+        run(
+            &program,
+            Data {
+                nr,
+                arch: X86_64,
+                ip,
+                args: [0; 6],
+            },
+        )
+        .0
+    };
     assert_eq!(at(0x7e80_0000_0002, 257), verdict::ALLOW);
-    assert_eq!(at(0x7e80_0000_1000, 257), verdict::ALLOW, "the pointer behind the last instruction");
-    for ip in [0, 0x1000, 0x7e7f_ffff_ffff, 0x7e80_0000_1001, 0x7e81_0000_0002, u64::MAX] {
+    assert_eq!(
+        at(0x7e80_0000_1000, 257),
+        verdict::ALLOW,
+        "the pointer behind the last instruction"
+    );
+    for ip in [
+        0,
+        0x1000,
+        0x7e7f_ffff_ffff,
+        0x7e80_0000_1001,
+        0x7e81_0000_0002,
+        u64::MAX,
+    ] {
         assert_eq!(at(ip, 257), verdict::NOTIFY, "{ip:#x}");
     }
     assert_eq!(at(0x7e80_0000_0002, 257 | X32), verdict::ENOSYS, "x32 never runs");
     // A range across a 4 GiB boundary is not exempted at all.
     let program = away(Some(0xffff_f000..0x1_0000_1000)).unwrap();
-    assert_eq!(run(&program, Data { nr: 257, arch: X86_64, ip: 0xffff_f002, args: [0; 6] }).0, verdict::NOTIFY);
+    assert_eq!(
+        run(
+            &program,
+            Data {
+                nr: 257,
+                arch: X86_64,
+                ip: 0xffff_f002,
+                args: [0; 6]
+            }
+        )
+        .0,
+        verdict::NOTIFY
+    );
 }
 
 /// The kernel accepts the program and does what the interpreter says: a thread's trapped call arrives at the listener,
@@ -194,7 +249,13 @@ fn kernel_runs_the_away_program() {
     }
     assert_eq!(guest.join().unwrap(), (nix::unistd::getpid().as_raw(), 4711));
     assert!(seen.contains(&(libc::SYS_getppid as i32)), "{seen:?}");
-    for native in [libc::SYS_getpid, libc::SYS_futex, libc::SYS_sched_yield, libc::SYS_rt_sigprocmask, libc::SYS_brk] {
+    for native in [
+        libc::SYS_getpid,
+        libc::SYS_futex,
+        libc::SYS_sched_yield,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_brk,
+    ] {
         assert!(!seen.contains(&(native as i32)), "{native} in {seen:?}");
     }
 }

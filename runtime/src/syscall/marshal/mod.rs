@@ -201,7 +201,13 @@ impl<M: GuestMemory> Gather<'_, M> {
                 self.fixed(i, Size::Times(count, 8), Some(Span::Success))
             }
             Arg::FdSet(nfds) => match fd_set_bytes(self.value(nfds)) {
-                Some(bytes) => self.region(i, bytes, Some(Span::Success)),
+                Some(bytes) => {
+                    // The kernel shortens the number likewise, to the size of the descriptor table.
+                    if self.value(nfds) as i32 as u64 > NFDS {
+                        self.b.args[usize::from(nfds)] = NFDS;
+                    }
+                    self.region(i, bytes, Some(Span::Success))
+                }
                 None => {
                     self.bad(i);
                     Ok(())

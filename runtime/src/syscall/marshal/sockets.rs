@@ -83,6 +83,7 @@ impl<M: GuestMemory> Gather<'_, M> {
             self.bad(i);
             return Ok(());
         }
+        self.b.set_u32(length, room as u32);
         let at = self.b.room(room, 8)?;
         self.b.point_arg(i, at);
         self.b
@@ -133,6 +134,7 @@ impl<M: GuestMemory> Gather<'_, M> {
             self.bad(i);
             return Ok(());
         }
+        self.b.set_u32(length, room as u32);
         let at = self.b.input(&copy, 8)?;
         self.b.point_arg(i, at);
         self.b
@@ -205,6 +207,7 @@ impl<M: GuestMemory> Gather<'_, M> {
                 let room = self.usable(name, len, true);
                 if room > 0 {
                     let part = self.b.room(room, 8)?;
+                    self.b.set_u32(at.plus(8), room as u32);
                     self.b.point_at(at, part);
                     self.b
                         .output(part, room as u32, Span::LengthAt(at.plus(8)), piece(name, room));
