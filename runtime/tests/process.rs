@@ -19,10 +19,18 @@ use std::time::Duration;
 
 fn start(program: &str, args: &[&str]) -> Child {
     let mut command = Command::new(program);
-    command.args(args).env("GLIBC_TUNABLES", "glibc.pthread.rseq=0").stdout(Stdio::piped());
+    command
+        .args(args)
+        .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
+        .stdout(Stdio::piped());
     let mut child = command.spawn().expect("program starts");
     let mut byte = [0];
-    child.stdout.as_mut().expect("piped").read_exact(&mut byte).expect("program says it is ready");
+    child
+        .stdout
+        .as_mut()
+        .expect("piped")
+        .read_exact(&mut byte)
+        .expect("program says it is ready");
     child
 }
 
@@ -87,7 +95,12 @@ fn captured_process_runs_on() {
 #[test]
 fn body_is_built_again() {
     let script = "import os\nos.write(1,b'R')\nn=0\nfor i in range(3000000): n=(n*31+i)%1000003\nos._exit(n%200+3)";
-    let expected = Command::new("/usr/bin/python3").args(["-c", script]).output().expect("runs").status.code();
+    let expected = Command::new("/usr/bin/python3")
+        .args(["-c", script])
+        .output()
+        .expect("runs")
+        .status
+        .code();
     let mut child = start("/usr/bin/python3", &["-c", script]);
     let pid = child.id() as i32;
     let (image, _window, _frozen) = take(pid);
@@ -107,7 +120,9 @@ fn body_is_built_again() {
     }
     let runs = runs(pid, &plain.vmas, &pages).expect("runs");
     let program = mosix_sys::shared::memfd("stub", 0).expect("memfd");
-    std::fs::File::from(program.try_clone().expect("dup")).write_all(STUB_ELF).expect("stub");
+    std::fs::File::from(program.try_clone().expect("dup"))
+        .write_all(STUB_ELF)
+        .expect("stub");
     let (window, fd) = Window::create().expect("window");
     let tid = mosix_sys::spawn::blank(0, program.as_fd(), fd.as_fd()).expect("blank");
     ptrace::seize(tid, 0).expect("seize");

@@ -48,10 +48,10 @@ pub const SLOT_SCRIPT: u64 = 16;
 pub const SLOT_INLINE: u64 = 0x100;
 /// Operations that fit inline.
 pub const SLOT_INLINE_OPS: usize = 80;
-/// Offset in a slot of its buffer.
-pub const SLOT_BUFFER: u64 = 0x1800;
+/// Offset in a slot of its buffer: a page boundary, for descriptors with O_DIRECT.
+pub const SLOT_BUFFER: u64 = 0x2000;
 /// Bytes of a slot's buffer.
-pub const SLOT_BUFFER_SIZE: u64 = 0x4800;
+pub const SLOT_BUFFER_SIZE: u64 = 0x4000;
 /// The slot's end; its stack grows down from here to the buffer's end.
 pub const SLOT_STACK_TOP: u64 = SLOT_SIZE;
 

@@ -21,7 +21,12 @@ use xsave::{AREA_FXSAVE, OPTIONAL, component_name};
 #[must_use]
 pub fn record() -> CpuImage {
     let enabled = xcr0().unwrap_or(0);
-    CpuImage { flags: features::present(enabled, cpuid), xcr0: enabled, xsave: components(enabled), cpus: cpus_shown() }
+    CpuImage {
+        flags: features::present(enabled, cpuid),
+        xcr0: enabled,
+        xsave: components(enabled),
+        cpus: cpus_shown(),
+    }
 }
 
 /// Bytes of the area in which this node's kernel hands out a thread's extended registers.
@@ -30,7 +35,9 @@ pub fn area_size() -> usize {
     if xcr0().is_none() {
         return AREA_FXSAVE;
     }
-    usize::try_from(cpuid(0xd, 0)[1]).unwrap_or(0).max(xsave::AREA_HEADER_END)
+    usize::try_from(cpuid(0xd, 0)[1])
+        .unwrap_or(0)
+        .max(xsave::AREA_HEADER_END)
 }
 
 fn components(enabled: u64) -> Vec<XsaveComponent> {
@@ -55,7 +62,10 @@ fn cpus_shown() -> u32 {
 
 /// The largest number in a kernel CPU list such as `0-3,8`.
 fn highest_in_list(list: &str) -> Option<u32> {
-    list.trim().split(',').filter_map(|range| range.rsplit('-').next()?.parse().ok()).max()
+    list.trim()
+        .split(',')
+        .filter_map(|range| range.rsplit('-').next()?.parse().ok())
+        .max()
 }
 
 /// What a program was born with and a node has not.
@@ -69,14 +79,19 @@ pub struct Missing {
 
 impl fmt::Display for Missing {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let states: Vec<String> = (0..64_u8).filter(|bit| self.xcr0 >> bit & 1 != 0).map(component_name).collect();
+        let states: Vec<String> = (0..64_u8)
+            .filter(|bit| self.xcr0 >> bit & 1 != 0)
+            .map(component_name)
+            .collect();
         out.write_str("the node's CPU lacks ")?;
         out.write_str(&self.flags.join(", "))?;
         if !states.is_empty() {
             let joint = if self.flags.is_empty() { "" } else { " and " };
             write!(out, "{joint}the register state {}", states.join(", "))?;
         }
-        out.write_str("; the program may use it since its start (choose another node, or start it with `mosix run --cpu`)")
+        out.write_str(
+            "; the program may use it since its start (choose another node, or start it with `mosix run --cpu`)",
+        )
     }
 }
 
@@ -86,10 +101,19 @@ impl fmt::Display for Missing {
 /// What is missing, by name.
 pub fn admit(image: &CpuImage, local: &CpuImage) -> Result<(), Missing> {
     // A flag that this version does not know is asked for all the same: unknown is not harmless.
-    let flags: Vec<String> = image.flags.iter().filter(|flag| !local.flags.contains(flag)).cloned().collect();
+    let flags: Vec<String> = image
+        .flags
+        .iter()
+        .filter(|flag| !local.flags.contains(flag))
+        .cloned()
+        .collect();
     // x87 and SSE state exists on every x86-64 CPU, with XSAVE or without.
     let xcr0 = image.xcr0 & !local.xcr0 & !OPTIONAL & !xsave::LEGACY;
-    if flags.is_empty() && xcr0 == 0 { Ok(()) } else { Err(Missing { flags, xcr0 }) }
+    if flags.is_empty() && xcr0 == 0 {
+        Ok(())
+    } else {
+        Err(Missing { flags, xcr0 })
+    }
 }
 
 /// A level of the x86-64 psABI, for `mosix run --cpu`.
@@ -106,7 +130,9 @@ pub enum Level {
 /// Narrows a birth record to a level. Right only when the program's libraries were told as well not to use more; instructions that a
 /// program finds by asking the CPU itself are not hidden from it.
 pub fn narrow(image: &mut CpuImage, level: Level) {
-    image.flags.retain(|flag| features::level(flag).is_some_and(|needed| needed <= Some(level)));
+    image
+        .flags
+        .retain(|flag| features::level(flag).is_some_and(|needed| needed <= Some(level)));
     image.xcr0 &= match level {
         Level::V2 => xsave::LEGACY,
         Level::V3 => xsave::LEGACY | xsave::AVX,

@@ -9,22 +9,51 @@ use std::process::{Command, Stdio};
 /// The CPU that QEMU calls qemu64: SSE3, no XSAVE.
 fn qemu64() -> CpuImage {
     let names = "fpu tsc cx8 cmov clflush mmx fxsr sse sse2 pni cx16 syscall lahf_lm lm";
-    CpuImage { flags: names.split(' ').map(str::to_owned).collect(), xcr0: 0, xsave: Vec::new(), cpus: 1 }
+    CpuImage {
+        flags: names.split(' ').map(str::to_owned).collect(),
+        xcr0: 0,
+        xsave: Vec::new(),
+        cpus: 1,
+    }
 }
 
 fn places(list: &[(u8, u32, u32)]) -> Vec<XsaveComponent> {
-    list.iter().map(|&(number, offset, size)| XsaveComponent { number, offset, size }).collect()
+    list.iter()
+        .map(|&(number, offset, size)| XsaveComponent { number, offset, size })
+        .collect()
 }
 
 /// An Intel server with AVX-512 and protection keys.
 fn intel() -> (CpuImage, usize) {
-    let xsave = places(&[(2, 576, 256), (5, 1088, 64), (6, 1152, 512), (7, 1664, 1024), (9, 2688, 8)]);
-    (CpuImage { flags: Vec::new(), xcr0: 0x2e7, xsave, cpus: 8 }, 2696)
+    let xsave = places(&[
+        (2, 576, 256),
+        (5, 1088, 64),
+        (6, 1152, 512),
+        (7, 1664, 1024),
+        (9, 2688, 8),
+    ]);
+    (
+        CpuImage {
+            flags: Vec::new(),
+            xcr0: 0x2e7,
+            xsave,
+            cpus: 8,
+        },
+        2696,
+    )
 }
 
 /// An AMD machine with AVX2 and protection keys.
 fn amd() -> (CpuImage, usize) {
-    (CpuImage { flags: Vec::new(), xcr0: 0x207, xsave: places(&[(2, 576, 256), (9, 832, 8)]), cpus: 8 }, 840)
+    (
+        CpuImage {
+            flags: Vec::new(),
+            xcr0: 0x207,
+            xsave: places(&[(2, 576, 256), (9, 832, 8)]),
+            cpus: 8,
+        },
+        840,
+    )
 }
 
 /// An area of the given size with MXCSR and FCW as after start, these components in use, and byte 0x5a in each.
@@ -56,7 +85,11 @@ fn recorded_flags_are_those_of_the_kernel() {
         assert!(here.flags.iter().any(|flag| flag == always), "{always}");
     }
     for common in ["avx2", "popcnt", "xsave", "avx512f", "bmi2"] {
-        assert_eq!(here.flags.iter().any(|flag| flag == common), known.contains(&common), "{common}");
+        assert_eq!(
+            here.flags.iter().any(|flag| flag == common),
+            known.contains(&common),
+            "{common}"
+        );
     }
     let cpus = std::thread::available_parallelism().unwrap().get();
     assert!(here.cpus as usize >= cpus);
@@ -73,7 +106,13 @@ fn features_without_their_state_are_not_recorded() {
     assert!(!features::present(7, all).contains(&"avx512f".to_owned()));
     assert!(features::present(0xe7, all).contains(&"avx512f".to_owned()));
     // Leaf 7 has one subleaf only: what a CPU answers beyond is not its.
-    let one = |leaf: u32, _| if leaf == 7 { [0, u32::MAX, 0, u32::MAX] } else { [u32::MAX; 4] };
+    let one = |leaf: u32, _| {
+        if leaf == 7 {
+            [0, u32::MAX, 0, u32::MAX]
+        } else {
+            [u32::MAX; 4]
+        }
+    };
     assert!(!features::present(7, one).contains(&"avx_vnni".to_owned()));
 }
 
@@ -85,16 +124,24 @@ fn a_poorer_node_is_refused_by_name() {
     image.xcr0 = 0x207;
     let missing = admit(&image, &qemu64()).unwrap_err();
     assert_eq!(missing.flags, ["avx2", "popcnt"]);
-    assert_eq!(missing.xcr0, 4, "x87 and SSE exist without XSAVE; protection keys are optional");
+    assert_eq!(
+        missing.xcr0, 4,
+        "x87 and SSE exist without XSAVE; protection keys are optional"
+    );
     let message = missing.to_string();
-    assert!(message.contains("lacks avx2, popcnt and the register state AVX;"), "{message}");
+    assert!(
+        message.contains("lacks avx2, popcnt and the register state AVX;"),
+        "{message}"
+    );
     assert_eq!(admit(&qemu64(), &image), Ok(()), "a richer node is fine");
 }
 
 #[test]
 fn narrowing_fits_a_smaller_node() {
     let mut image = qemu64();
-    image.flags.extend(["popcnt", "sse4_2", "avx2", "avx512f", "sha_ni", "xsave"].map(str::to_owned));
+    image
+        .flags
+        .extend(["popcnt", "sse4_2", "avx2", "avx512f", "sha_ni", "xsave"].map(str::to_owned));
     image.xcr0 = 0xe7;
     let mut v2 = image.clone();
     narrow(&mut v2, Level::V2);
@@ -125,8 +172,15 @@ fn registers_in_use_are_refused_by_name_and_initial_ones_dropped() {
     let ((intel, intel_size), (amd, amd_size)) = (intel(), amd());
     let mut source = area(intel_size, &intel, &[2, 6, 7]);
     let error = convert(&source, &intel, &amd, amd_size).unwrap_err();
-    assert_eq!(error, XsaveError::InUse(vec!["AVX-512 upper halves".into(), "AVX-512 registers 16-31".into()]));
-    assert!(error.to_string().contains("AVX-512 upper halves, AVX-512 registers 16-31"));
+    assert_eq!(
+        error,
+        XsaveError::InUse(vec!["AVX-512 upper halves".into(), "AVX-512 registers 16-31".into()])
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("AVX-512 upper halves, AVX-512 registers 16-31")
+    );
     // The bits stay set after the registers were cleared; that is no use.
     source[1152..2688].fill(0);
     let there = convert(&source, &intel, &amd, amd_size).unwrap();
@@ -148,12 +202,19 @@ fn fxsave_only_in_both_directions() {
     source[32..48].fill(0xee);
     let there = convert(&source, &intel, &qemu64(), 512).unwrap();
     assert_eq!(there.len(), 512);
-    assert_eq!((&there[0..2], &there[24..28]), (&[0x7f, 0x03][..], &[0x80, 0x1f, 0, 0][..]));
+    assert_eq!(
+        (&there[0..2], &there[24..28]),
+        (&[0x7f, 0x03][..], &[0x80, 0x1f, 0, 0][..])
+    );
     assert_eq!((&there[32..48], &there[160..176]), (&[0; 16][..], &[0x77; 16][..]));
 
     let back = convert(&there, &qemu64(), &intel, intel_size).unwrap();
     assert_eq!(back[512..520], (3_u64 | 1 << 9).to_le_bytes());
-    assert_eq!(back[2688..2696], 0x5555_5554_u64.to_le_bytes(), "every thread of Linux starts with keys denied");
+    assert_eq!(
+        back[2688..2696],
+        0x5555_5554_u64.to_le_bytes(),
+        "every thread of Linux starts with keys denied"
+    );
     assert_eq!(back[160..176], [0x77; 16]);
 }
 
@@ -166,7 +227,10 @@ fn damaged_areas_are_errors() {
         bad[at] = value;
         convert(&bad, &intel, &intel, size)
     };
-    assert!(spoil(527, 0x80).unwrap_err().to_string().contains("standard format"), "compacted");
+    assert!(
+        spoil(527, 0x80).unwrap_err().to_string().contains("standard format"),
+        "compacted"
+    );
     assert!(spoil(540, 1).is_err(), "reserved header bytes");
     assert!(spoil(26, 1).unwrap_err().to_string().contains("MXCSR"));
     assert!(spoil(514, 8).unwrap_err().to_string().contains("its CPU has not"));

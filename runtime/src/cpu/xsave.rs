@@ -84,15 +84,22 @@ pub fn component_name(number: u8) -> String {
 /// # Errors
 /// When the area is damaged, or holds registers in use that the node lacks: by name.
 pub fn convert(area: &[u8], from: &CpuImage, to: &CpuImage, to_size: usize) -> Result<Vec<u8>, XsaveError> {
-    let damaged = |what| XsaveError::Damaged { length: area.len(), what };
+    let damaged = |what| XsaveError::Damaged {
+        length: area.len(),
+        what,
+    };
     if area.len() > AREA_MAX || to_size > AREA_MAX {
         return Err(damaged("it is longer than any CPU's"));
     }
-    let legacy = area.get(..AREA_FXSAVE).ok_or_else(|| damaged("it is shorter than FXSAVE's"))?;
+    let legacy = area
+        .get(..AREA_FXSAVE)
+        .ok_or_else(|| damaged("it is shorter than FXSAVE's"))?;
     let in_use = match area.len() {
         AREA_FXSAVE => LEGACY,
         _ => {
-            let header = area.get(AREA_FXSAVE..AREA_HEADER_END).ok_or_else(|| damaged("it ends within its header"))?;
+            let header = area
+                .get(AREA_FXSAVE..AREA_HEADER_END)
+                .ok_or_else(|| damaged("it ends within its header"))?;
             if header.iter().skip(8).any(|byte| *byte != 0) {
                 return Err(damaged("it is not in the standard format"));
             }
@@ -124,8 +131,13 @@ pub fn convert(area: &[u8], from: &CpuImage, to: &CpuImage, to_size: usize) -> R
     let mut lacking = Vec::new();
     for number in (2..64_u8).filter(|number| in_use >> number & 1 != 0) {
         let place = find(&from.xsave, number).ok_or_else(|| damaged("it has a component that its CPU has not"))?;
-        let bytes = range(place).and_then(|range| area.get(range)).ok_or_else(|| damaged("a component ends behind it"))?;
-        match find(&to.xsave, number).filter(|here| has_header && here.size == place.size).and_then(range) {
+        let bytes = range(place)
+            .and_then(|range| area.get(range))
+            .ok_or_else(|| damaged("a component ends behind it"))?;
+        match find(&to.xsave, number)
+            .filter(|here| has_header && here.size == place.size)
+            .and_then(range)
+        {
             Some(here) if here.end <= out.len() => {
                 put(&mut out, here.start, bytes);
                 kept |= 1 << number;
@@ -138,7 +150,9 @@ pub fn convert(area: &[u8], from: &CpuImage, to: &CpuImage, to_size: usize) -> R
         return Err(XsaveError::InUse(lacking));
     }
     // A thread that comes from a CPU without protection keys gets what Linux gives every thread.
-    let here = find(&to.xsave, PKRU).filter(|_| has_header && find(&from.xsave, PKRU).is_none()).and_then(range);
+    let here = find(&to.xsave, PKRU)
+        .filter(|_| has_header && find(&from.xsave, PKRU).is_none())
+        .and_then(range);
     if let Some(here) = here.filter(|here| here.end <= out.len()) {
         put(&mut out, here.start, &PKRU_DEFAULT.to_le_bytes());
         kept |= 1 << PKRU;
@@ -162,14 +176,21 @@ fn find(components: &[XsaveComponent], number: u8) -> Option<&XsaveComponent> {
 
 /// Bytes of a component; `None` where it would overlap the header or overflow.
 fn range(component: &XsaveComponent) -> Option<std::ops::Range<usize>> {
-    let start = usize::try_from(component.offset).ok().filter(|start| *start >= AREA_HEADER_END)?;
+    let start = usize::try_from(component.offset)
+        .ok()
+        .filter(|start| *start >= AREA_HEADER_END)?;
     let size = usize::try_from(component.size).ok().filter(|size| *size > 0)?;
     Some(start..start.checked_add(size)?)
 }
 
 /// The little-endian u64 at `at`; bytes beyond the end count as 0.
 fn word(bytes: &[u8], at: usize) -> u64 {
-    bytes.iter().skip(at).take(8).rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+    bytes
+        .iter()
+        .skip(at)
+        .take(8)
+        .rev()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
 fn put(out: &mut [u8], at: usize, bytes: &[u8]) {

@@ -16,8 +16,10 @@ use std::time::{Duration, Instant};
 pub struct FrozenThread {
     /// Thread id as this node numbers it.
     pub tid: i32,
-    /// Registers, already rewound where `standing` says so.
+    /// Registers as they travel, see [`settle`].
     pub regs: Regs,
+    /// The result register as the kernel left it, for a release on the spot.
+    pub raw: u64,
     /// How the thread stood.
     pub standing: Standing,
 }
@@ -211,8 +213,14 @@ fn stop(
         match event {
             Event::Stop(libc::SIGTRAP) => {
                 let mut regs = ptrace::regs(tid).map_err(|error| FreezeError::Trace { tid, error })?;
+                let raw = regs.rax();
                 let standing = settle(&mut regs, |fd| blocking(pid, fd));
-                return Ok(Some(FrozenThread { tid, regs, standing }));
+                return Ok(Some(FrozenThread {
+                    tid,
+                    regs,
+                    raw,
+                    standing,
+                }));
             }
             Event::Stop(_) => return Err(FreezeError::Stopped(pid)),
             Event::Signal(signal) => {
@@ -302,17 +310,9 @@ pub fn release(frozen: &Frozen) {
 /// Restores the registers of a thread that has not run since the freeze, so that its call continues.
 pub fn put_back(thread: &FrozenThread) -> io::Result<()> {
     let mut regs = thread.regs;
-    match thread.standing {
-        Standing::User | Standing::Again => {}
-        Standing::Block => {
-            // The same task still holds the restart block: restart_syscall continues with the old deadline.
-            regs.set_rax(libc::SYS_restart_syscall as u64);
-        }
-        Standing::Short(count) => {
-            // Already written bytes stay written: report them, as the kernel would have.
-            regs.set_rax(count);
-            regs.set_rip(regs.rip() + 2);
-        }
+    // The same task still holds a restart block, and a short write keeps its count: both go on from the kernel's own result.
+    if matches!(thread.standing, Standing::Block | Standing::Short(_)) {
+        regs.set_rax(thread.raw);
     }
     ptrace::set_regs(thread.tid, &regs)
 }

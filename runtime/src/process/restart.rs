@@ -21,11 +21,11 @@ pub const EINTR: i64 = -4;
 pub enum Standing {
     /// In user code, or its call had ended: registers are as they should be.
     User,
-    /// In a call that starts again from its instruction; registers are already rewound.
+    /// In a call that starts again; the kernel that resumes the registers sees to it.
     Again,
-    /// In a call whose deadline only the kernel's restart block of this very task knows; registers are rewound.
+    /// In a call whose deadline only the kernel's restart block of this very task knows.
     Block,
-    /// A blocking write or send that this stop cut short after so many bytes; registers are rewound.
+    /// A blocking write or send that this stop cut short after so many bytes.
     Short(u64),
 }
 
@@ -57,51 +57,35 @@ fn returns_eintr(nr: u64) -> bool {
     )
 }
 
-/// Length of `syscall`.
-const INSTRUCTION: u64 = 2;
-
-/// Sets the registers back to the instruction of the interrupted call.
-fn rewind(regs: &mut Regs) {
-    regs.set_rax(regs.orig_rax());
-    regs.set_rip(regs.rip() - INSTRUCTION);
-    regs.set_orig_rax(u64::MAX);
-}
-
-/// Classifies a thread stopped by PTRACE_INTERRUPT and rewinds its registers where its call is to be issued again.
+/// Classifies a thread stopped by PTRACE_INTERRUPT. A call that is to start again keeps its number in orig_rax and gets a restart code in
+/// rax, so that whichever kernel resumes these registers decides about handlers and SA_RESTART as it does natively.
 /// `blocking` tells whether a descriptor blocks (asked only for short writes).
 pub fn settle(regs: &mut Regs, blocking: impl FnOnce(i32) -> bool) -> Standing {
     let (nr, result) = (regs.orig_rax(), regs.rax() as i64);
     if (nr as i64) < 0 {
         return Standing::User;
     }
-    match result {
-        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
-            rewind(regs);
-            Standing::Again
-        }
-        ERESTART_RESTARTBLOCK => {
-            rewind(regs);
-            Standing::Block
-        }
-        EINTR if returns_eintr(nr) => {
-            rewind(regs);
-            Standing::Again
-        }
+    let standing = match result {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => return Standing::Again,
+        ERESTART_RESTARTBLOCK => Standing::Block,
+        EINTR if returns_eintr(nr) => Standing::Again,
         short
             if matches!(nr as i64, libc::SYS_write | libc::SYS_sendto)
                 && short > 0
                 && (short as u64) < regs.rdx()
                 && blocking(regs.rdi() as i32) =>
         {
-            rewind(regs);
             Standing::Short(short as u64)
         }
         _ => {
             // The call has ended: keep its result, but let no later stop take it for an interrupted call.
             regs.set_orig_rax(u64::MAX);
-            Standing::User
+            return Standing::User;
         }
-    }
+    };
+    // These calls end with EINTR when a handler runs and go on when none does: what -514 says.
+    regs.set_rax(ERESTARTNOHAND as u64);
+    standing
 }
 
 #[cfg(test)]
@@ -118,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn restart_codes_rewind() {
+    fn restart_codes_stay() {
         for code in [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND] {
             let mut regs = regs(libc::SYS_read, code);
             assert_eq!(settle(&mut regs, |_| true), Standing::Again);
@@ -130,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn eintr_class_rewinds_and_others_do_not() {
+    fn eintr_class_starts_again_and_others_do_not() {
         assert_eq!(
             settle(&mut regs(libc::SYS_epoll_wait, EINTR), |_| true),
             Standing::Again

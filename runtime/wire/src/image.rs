@@ -44,7 +44,8 @@ pub struct ThreadImage {
     /// Thread id at home.
     pub tid: Tid,
     /// `struct user_regs_struct` in its order: r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags
-    /// rsp ss fs_base gs_base ds es fs gs. Already rewound where a call restarts.
+    /// rsp ss fs_base gs_base ds es fs gs. A thread stopped inside a call that starts again keeps orig_rax = the call and rax = its
+    /// restart code (-512, -513 or -514): set on a stopped thread, the kernel there does what it does natively, handler or not.
     pub regs: [u64; 27],
     /// NT_X86_XSTATE regset, non-compacted format.
     #[serde(with = "serde_bytes")]

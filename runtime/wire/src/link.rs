@@ -1,6 +1,20 @@
 //! Messages between a job's supervisor at home and its agents on hosts.
 //!
 //! One session (in order, resumed after a break) carries control, calls and replies; each move has page streams of its own.
+//!
+//! A page stream belongs to one move. Whoever has the memory and whoever wants it speak on it alone, in one of two ways:
+//!
+//! ```text
+//! out:  sender (supervisor, or source agent) dials the destination's agent
+//!         ─▶ Files            ◀─ ToHome::Lacks       before the freeze: the host gets file bytes it lacks
+//!         ─▶ FileBytes …
+//!         ─▶ Arrive, Pages …, ImageEnd               after the freeze; the answer (Complete, Refused) comes on the session
+//! back: the supervisor dials the source's agent
+//!         ─▶ Depart{to: Home}                        asks for the image here
+//!                             ◀─ Departing, Pages …, ImageEnd, or CannotDepart
+//!       and on the session, after every call and action of the body: Frozen. Home needs both.
+//! ```
+//!
 //! A frame is a fixed header, one of these messages in postcard, and a raw payload (bytes of a call, or pages).
 
 use crate::call::{Call, Reply};
