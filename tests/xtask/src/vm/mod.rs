@@ -67,6 +67,9 @@ struct Exec {
     /// Give the command an empty stdin.
     #[arg(long, short = 'n')]
     no_stdin: bool,
+    /// Wait not only for the command but until nobody holds its stdout and stderr any more.
+    #[arg(long)]
+    to_end: bool,
     /// Set a variable of the command's environment.
     #[arg(long, value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -114,6 +117,7 @@ fn run_in_guest(args: Exec, store: &Store) -> Result<ExitCode> {
         argv: args.command.into_iter().map(OsString::into_vec).collect(),
         env: env.collect::<Result<_>>()?,
         cwd: args.cwd.map(OsString::into_vec),
+        to_end: args.to_end,
     };
     let streams = exec::Streams {
         stdin: if args.no_stdin {

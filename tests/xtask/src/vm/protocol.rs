@@ -49,6 +49,8 @@ pub struct Request {
     pub env: Vec<(Vec<u8>, Vec<u8>)>,
     /// Working folder; the server's own if absent.
     pub cwd: Option<Vec<u8>>,
+    /// Whether to wait for the end of stdout and stderr too, which a background program may hold open for ever.
+    pub to_end: bool,
 }
 
 /// One message.
@@ -168,6 +170,7 @@ mod tests {
                 argv: vec![b"a\xff".to_vec()],
                 env: vec![(b"K".to_vec(), vec![])],
                 cwd: None,
+                to_end: true,
             }),
             Frame::Stdin(vec![0, 1, 2, 0]),
             Frame::StdinEnd,

@@ -78,9 +78,10 @@ impl Session {
             *waiter.0.lock().unwrap_or_else(PoisonError::into_inner) = ended.ok();
             drop::<PipeWriter>(done_writer);
         });
+        let to_end = request.to_end;
         let sender = over.clone();
         thread::spawn(move || {
-            let sent = carry(out, err, &done, &port, &sender).and_then(|()| {
+            let sent = carry((out, err), &done, to_end, &port, &sender).and_then(|()| {
                 let status = status.lock().unwrap_or_else(PoisonError::into_inner).take();
                 send(&port, &sender, &Frame::Exit(status.map_or(255, code)))
             });
@@ -150,36 +151,37 @@ fn feed(mut pipe: ChildStdin, from: &Receiver<Option<Vec<u8>>>, port: &Port, ove
 }
 
 /// Sends both streams until they end, or until the command has ended and nothing more is in them: a program left in
-/// the background may hold them open for ever.
+/// the background may hold them open for ever. With `to_end` only their end counts.
 fn carry(
-    mut out: PipeReader,
-    mut err: PipeReader,
+    (mut out, mut err): (PipeReader, PipeReader),
     done: &PipeReader,
+    to_end: bool,
     port: &Port,
     over: &AtomicBool,
 ) -> io::Result<()> {
     let (mut out_open, mut err_open, mut ended) = (true, true, false);
     let mut buffer = vec![0; BODY_MAX];
     while out_open || err_open {
-        let wait = if ended { PollTimeout::ZERO } else { PollTimeout::NONE };
-        // Of an ended stream poll would report the hang-up again and again: `done` stands in for it.
-        let fds: [BorrowedFd<'_>; 3] = [
-            if out_open { out.as_fd() } else { done.as_fd() },
-            if err_open { err.as_fd() } else { done.as_fd() },
-            done.as_fd(),
+        // Of an ended stream poll would report the hang-up again and again: it is left out.
+        let watched: Vec<(BorrowedFd<'_>, bool)> = vec![
+            (out.as_fd(), out_open),
+            (err.as_fd(), err_open),
+            (done.as_fd(), !to_end && !ended),
         ];
-        let mut polled = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        if let Err(errno) = poll(&mut polled, wait) {
-            if errno == Errno::EINTR {
-                continue;
-            }
-            return Err(errno.into());
+        let mut polled: Vec<PollFd<'_>> = watched
+            .iter()
+            .filter(|(_, wanted)| *wanted)
+            .map(|(fd, _)| PollFd::new(*fd, PollFlags::POLLIN))
+            .collect();
+        match poll(&mut polled, if ended { PollTimeout::ZERO } else { PollTimeout::NONE }) {
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno.into()),
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
         }
-        let [out_ready, err_ready, done_ready] = polled.map(|fd| fd.any().unwrap_or(false));
-        let (out_ready, err_ready) = (out_open && out_ready, err_open && err_ready);
-        if ended && !out_ready && !err_ready {
-            return Ok(());
-        }
+        let mut ready = polled.iter().map(|fd| fd.any().unwrap_or(false));
+        let mut next = |wanted: bool| wanted && ready.next().unwrap_or(false);
+        let (out_ready, err_ready, done_ready) = (next(out_open), next(err_open), next(!to_end && !ended));
         ended |= done_ready;
         if out_ready {
             let count = out.read(&mut buffer)?;
