@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod client;
 mod exit;
 mod stand_in;
+mod target;
 
 use clap::Parser;
 use exit::Exit;

@@ -1,6 +1,11 @@
 //! The command line: one file per verb. A new verb is a file, a variant of [`Verb`] and a line in [`Cli::run`].
 
+mod completion;
+mod ctl;
+mod kill;
 pub mod lab;
+mod migrate;
+mod ps;
 mod run;
 
 use crate::exit::Exit;
@@ -21,16 +26,39 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 enum Verb {
     Run(run::RunArgs),
+    Ps(ps::PsArgs),
+    Migrate(migrate::MigrateArgs),
+    Kill(kill::KillArgs),
+    Ctl(ctl::CtlArgs),
     Lab(lab::LabArgs),
+    Completion(completion::CompletionArgs),
+    Man(completion::ManArgs),
 }
 
 impl Cli {
     /// Does what was asked.
     pub fn run(self) -> ExitCode {
+        if self.verb.is_filter() {
+            // `mosix ps | head` ends quietly, as other commands do. Everything that starts or serves others must not.
+            let _ = mosix_sys::process::default_action(nix::sys::signal::Signal::SIGPIPE);
+        }
         match self.verb {
             Verb::Run(args) => run::run(args),
+            Verb::Ps(args) => ended(ps::run(args)),
+            Verb::Migrate(args) => migrate::run(args),
+            Verb::Kill(args) => kill::run(&args),
+            Verb::Ctl(args) => ended(ctl::run(&args)),
             Verb::Lab(args) => ended(lab::run(args)),
+            Verb::Completion(args) => completion::completion(&args),
+            Verb::Man(args) => ended(completion::man(&args)),
         }
+    }
+}
+
+impl Verb {
+    /// Only prints.
+    fn is_filter(&self) -> bool {
+        matches!(self, Self::Ps(_) | Self::Ctl(_) | Self::Completion(_) | Self::Man(_))
     }
 }
 
@@ -40,4 +68,15 @@ fn ended(result: anyhow::Result<ExitCode>) -> ExitCode {
         eprintln!("mosix: {error:#}");
         Exit::Failed.into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
 }

@@ -34,14 +34,13 @@ pub struct RunArgs {
     #[arg(long)]
     no_filter: bool,
 
-    /// The program and its arguments.
-    #[arg(
-        required = true,
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "PROG"
-    )]
-    program: Vec<OsString>,
+    /// The program: a path, or a name to look up in PATH.
+    #[arg(value_name = "PROG")]
+    program: OsString,
+
+    /// Its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    arguments: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

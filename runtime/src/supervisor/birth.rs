@@ -14,7 +14,8 @@
 //! Nothing of mosix is left in the guest: every descriptor of ours is close-on-exec, and the listener is closed before "go".
 
 use super::exec::{ExecFailure, exec};
-use super::{fdpass, filter};
+use super::fdpass;
+use crate::syscall::filter;
 use mosix_sys::inherited::inherited;
 use mosix_sys::process::{Fork, exit_now, fork};
 use mosix_sys::seccomp::{Privs, install_with_listener};
@@ -129,7 +130,8 @@ fn guest(program: &Program, socket: &OwnedFd) -> ! {
 }
 
 fn install(socket: &OwnedFd) -> io::Result<()> {
-    match install_with_listener(&filter::home(), Privs::WhenNeeded) {
+    let Ok(program) = filter::home() else { return tell_ready(socket, Filtering::Refused(libc::EINVAL), None) };
+    match install_with_listener(&program, Privs::WhenNeeded) {
         Ok(installed) => {
             let on = Filtering::On {
                 wait_killable: installed.wait_killable,

@@ -32,7 +32,6 @@ pub mod tracer;
 mod birth;
 mod execlog;
 mod fdpass;
-mod filter;
 mod guardian;
 mod launcher_watch;
 mod notify;

@@ -8,6 +8,7 @@ pub mod notif;
 pub mod process;
 pub mod pagemap;
 pub mod fdpass;
+pub mod probe;
 pub mod procmem;
 pub mod ptrace;
 pub mod seccomp;

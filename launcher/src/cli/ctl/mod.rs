@@ -1,0 +1,65 @@
+//! `mosix ctl`: what this node can do, and what mosix does with each system call.
+
+mod check;
+mod probes;
+
+use crate::exit::Exit;
+use clap::{Args, Subcommand};
+use mosix_runtime::syscall::report;
+use std::process::ExitCode;
+
+/// Look at this node.
+#[derive(Args, Debug)]
+pub struct CtlArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Try everything that mosix needs of this kernel and this user, and say what is missing and what would help.
+    ///
+    /// Exit code 1 when programs cannot be run or hosted here.
+    Check(Json),
+    /// Show what happens to each system call of a process that is away.
+    Syscalls(Json),
+}
+
+#[derive(Args, Debug)]
+struct Json {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Does what was asked.
+pub fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
+    match &args.verb {
+        Verb::Check(json) => check::run(json.json),
+        Verb::Syscalls(json) => syscalls(json.json),
+    }
+}
+
+fn syscalls(json: bool) -> anyhow::Result<ExitCode> {
+    let rows = report::rows();
+    if json {
+        println!("{}", serde_json::to_string(&rows)?);
+        return Ok(Exit::Done.into());
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["NR", "CALL", "HOME", "AWAY", "RESTART", "SUPPORT", "NOTE"]);
+    for row in rows {
+        table.add_row([
+            &row.nr.to_string(),
+            row.name,
+            row.home,
+            row.away,
+            row.restart,
+            row.support,
+            row.note,
+        ]);
+    }
+    println!("{table}");
+    Ok(Exit::Done.into())
+}
