@@ -84,7 +84,7 @@ fn start(args: RunArgs) -> anyhow::Result<ExitCode> {
         Cpu::Native => CpuLevel::Native,
     };
     let spec = Spec {
-        words: args.program,
+        words: std::iter::once(args.program).chain(args.arguments).collect(),
         on: args.on,
         cpu,
         name: args.job,
