@@ -17,7 +17,7 @@ fn plain(name: &str) {
 /// The same under mosix, without a move.
 fn home(name: &str) {
     require!(require::program("cc"));
-    let guest = Guest::start(name, &[], How::Home(Lab::shared().node(1)));
+    let guest = Guest::start(name, &[], How::Home(Lab::home()));
     std::thread::sleep(Duration::from_millis(300));
     guest.pass();
 }
@@ -60,7 +60,7 @@ guests! {
 fn ways() -> [(How<'static>, usize); 4] {
     let lab = Lab::shared();
     let moving = How::Moving { lab, period: PERIOD };
-    [(How::Plain, 0), (How::Home(lab.node(1)), 0), (moving, 1), (moving, 3)]
+    [(How::Plain, 0), (How::Home(Lab::home()), 0), (moving, 1), (moving, 3)]
 }
 
 #[test]

@@ -13,7 +13,7 @@ fn hazard(program: &Program) {
     let plain = program.run(How::Plain);
     assert!(plain.status.success(), "{plain}");
     for i in 0..runs() {
-        program.run(How::Home(lab.node(1))).assert_same(&plain);
+        program.run(How::Home(Lab::home())).assert_same(&plain);
         // Another moment of the program at each run.
         let period = Duration::from_millis(10 + 13 * (i as u64 % 10));
         let moved = program.run(How::Moving { lab, period });

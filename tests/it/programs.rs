@@ -23,7 +23,7 @@ fn plain((program, _): &Case) {
 
 fn home((program, _): &Case) {
     let plain = program.run(How::Plain);
-    program.run(How::Home(Lab::shared().node(1))).assert_same(&plain);
+    program.run(How::Home(Lab::home())).assert_same(&plain);
 }
 
 fn moving((program, least): &Case) {
@@ -86,7 +86,7 @@ fn xz_threads() -> Result<Case, String> {
 /// With little memory, so that it works in temporary files.
 fn sort() -> Result<Case, String> {
     require::program("sort")?;
-    let input = inputs::lines(inputs::size(600_000, 5_000_000));
+    let input = inputs::lines(inputs::size(2_000_000, 5_000_000));
     let folder = scratch("sort");
     let argv = [
         "sort".into(),
@@ -143,7 +143,7 @@ fn python_numpy() -> Result<Case, String> {
 
 /// Eight threads with locks, conditions and queues.
 fn python_threads() -> Result<Case, String> {
-    let n = inputs::size(30_000, 150_000);
+    let n = inputs::size(120_000, 300_000);
     python(
         &format!(
             "import threading, queue, hashlib\n\
@@ -183,7 +183,7 @@ fn openssl() -> Result<Case, String> {
 
 fn perl() -> Result<Case, String> {
     require::program("perl")?;
-    let input = inputs::text(inputs::size(6 << 20, 60 << 20));
+    let input = inputs::text(inputs::size(16 << 20, 60 << 20));
     let code = "my %h; while (<>) { $h{$_}++ for split } \
                 print map { \"$_ $h{$_}\\n\" } sort { $h{$b} <=> $h{$a} || $a cmp $b } keys %h;";
     Ok((
@@ -194,7 +194,7 @@ fn perl() -> Result<Case, String> {
 
 fn gawk() -> Result<Case, String> {
     require::program("gawk")?;
-    let input = inputs::text(inputs::size(8 << 20, 60 << 20));
+    let input = inputs::text(inputs::size(16 << 20, 60 << 20));
     let code = "{ for (i = 1; i <= NF; i++) n[$i] += length($i) * NR % 7 } \
                 END { k = asorti(n, s); for (i = 1; i <= k; i++) print s[i], n[s[i]] }";
     Ok((Program::new(["gawk".into(), code.into(), OsString::from(input)]), 1))
@@ -203,7 +203,7 @@ fn gawk() -> Result<Case, String> {
 /// Builds and queries a database on disk.
 fn sqlite() -> Result<Case, String> {
     require::program("sqlite3")?;
-    let n = inputs::size(60_000, 400_000);
+    let n = inputs::size(300_000, 1_000_000);
     let sql = format!(
         "PRAGMA journal_mode=DELETE;\nDROP TABLE IF EXISTS t;\nCREATE TABLE t(id INTEGER PRIMARY KEY, a INT, b TEXT);\n\
          WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x<{n}) \
@@ -227,7 +227,7 @@ fn static_rust() -> Result<Case, String> {
 
 fn static_go() -> Result<Case, String> {
     require::program("go")?;
-    let rounds = inputs::size(60, 400).to_string();
+    let rounds = inputs::size(150, 600).to_string();
     Ok((Program::new([go_program().into_os_string(), rounds.into()]), 1))
 }
 
@@ -260,7 +260,7 @@ fn java() -> Result<Case, String> {
 /// Digits of pi.
 fn bc() -> Result<Case, String> {
     require::program("bc")?;
-    let script = inputs::script("pi.bc", &format!("scale={}\n4*a(1)\n", inputs::size(1200, 3000)));
+    let script = inputs::script("pi.bc", &format!("scale={}\n4*a(1)\n", inputs::size(2000, 3000)));
     Ok((Program::new(["bc", "-l"]).stdin(script), 1))
 }
 

@@ -71,6 +71,12 @@ impl Lab {
         SHARED.get_or_init(|| Self::new(3))
     }
 
+    /// A node without any mosixd, shared by tests of what works at home alone.
+    pub fn home() -> Node<'static> {
+        static SHARED: OnceLock<Lab> = OnceLock::new();
+        SHARED.get_or_init(|| Self::with(1, &["--no-daemons"])).node(1)
+    }
+
     /// `mosix lab VERB --name THIS …`, ready to run.
     pub fn verb(&self, args: &[&str]) -> Command {
         let mut command = Command::new(mosix());
