@@ -300,5 +300,8 @@ fn interpreter<F: ProgramFile + ?Sized>(file: &F, header: &ProgramHeader) -> Res
     if let Some(end) = path.iter().position(|byte| *byte == 0) {
         path.truncate(end);
     }
+    if path.is_empty() {
+        return Err(LoadError::EmptyPath);
+    }
     Ok(path)
 }

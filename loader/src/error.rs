@@ -41,6 +41,9 @@ pub enum LoadError {
     /// A `#!` line without a usable interpreter.
     #[error("`#!` line names no interpreter: {0}")]
     Script(&'static str),
+    /// An interpreter with the empty path, which is the current folder to the kernel.
+    #[error("the program names an interpreter with an empty path")]
+    EmptyPath,
     /// Scripts interpreted by scripts, too many of them.
     #[error("more than {SCRIPT_DEPTH} scripts interpret each other")]
     TooManyScripts,
@@ -116,6 +119,7 @@ mod errno {
     pub const E2BIG: i32 = 7;
     pub const ENOEXEC: i32 = 8;
     pub const ENOMEM: i32 = 12;
+    pub const EACCES: i32 = 13;
     pub const EFAULT: i32 = 14;
     pub const EEXIST: i32 = 17;
     pub const EINVAL: i32 = 22;
@@ -143,6 +147,7 @@ impl LoadError {
                 Self::Read(_) => cause.errno(),
                 _ => errno::ELIBBAD,
             },
+            Self::EmptyPath => errno::EACCES,
             Self::TooManyScripts => errno::ELOOP,
             Self::StringTooLong { .. } | Self::ArgumentsTooLong { .. } => errno::E2BIG,
             Self::InnerNul { .. } | Self::NoSegments | Self::Entry(_) => errno::EINVAL,

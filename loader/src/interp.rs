@@ -26,7 +26,7 @@ pub struct Script {
 /// Tells an ELF file from a script.
 ///
 /// # Errors
-/// ENOEXEC when it is neither, or its `#!` line is unusable.
+/// ENOEXEC when it is neither, or its `#!` line is unusable; EACCES when that names the empty path.
 pub fn form(head: &[u8; HEAD]) -> Result<Form, LoadError> {
     if head.starts_with(b"\x7fELF") {
         Ok(Form::Elf)
@@ -66,6 +66,9 @@ fn script(head: &[u8; HEAD]) -> Result<Script, LoadError> {
         Some(0) | None => None,
         Some(_) => rest.iter().position(|byte| !is_blank(*byte)).map(|start| c_string(&rest[start..])),
     };
+    if path.is_empty() {
+        return Err(LoadError::EmptyPath);
+    }
     Ok(Script { interpreter: path.to_vec(), argument })
 }
 

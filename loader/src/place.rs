@@ -96,6 +96,7 @@ pub fn draw(
     };
     let program_at = match (program.kind, interpreter) {
         (Kind::Fixed, _) => 0,
+        (Kind::Relocatable, None) if program.segments.is_empty() => 0,
         (Kind::Relocatable, Some(_)) => {
             (PROGRAM_BASE + dice.program % RANDOM_PAGES * PAGE) & !(program.alignment() - 1)
         }

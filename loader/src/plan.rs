@@ -133,7 +133,7 @@ pub fn plan(program: &ElfFile, interpreter: Option<&ElfFile>, place: &Placement)
         phdr: phdr_address(program, load.bias),
         phnum: program.phnum,
         base,
-        brk: brk(program, interpreter.is_some(), load.bias, place.brk_offset)?,
+        brk: brk(program, interpreter.is_some(), load.bias, place.brk_offset),
         code: (first(code().map(|segment| segment.vaddr).min()), last(code().map(file_end).max())),
         // Not a mistake: the kernel takes the *highest* start of all segments for start_data.
         data: (
@@ -158,22 +158,16 @@ fn phdr_address(program: &ElfFile, bias: u64) -> u64 {
     relocated(vaddr, bias)
 }
 
-fn brk(program: &ElfFile, interpreted: bool, bias: u64, offset: Option<u64>) -> Result<u64, LoadError> {
+fn brk(program: &ElfFile, interpreted: bool, bias: u64, offset: Option<u64>) -> u64 {
     let end = program.segments.iter().map(|segment| segment.vaddr.wrapping_add(segment.memsz)).max().unwrap_or(0);
     // A relocatable file without interpreter is usually the dynamic linker itself, started by hand: it lies among the mmaps, and its
     // heap must not.
     let moved = program.kind == Kind::Relocatable && !interpreted;
     let natural = if moved { PROGRAM_BASE } else { relocated(end, bias) };
-    let no_room = LoadError::Collision { what: "heap", start: natural, end: natural };
     let gap = if moved || offset.is_none() { 0 } else { PAGE };
-    let Some(brk) = page_end(natural)
-        .and_then(|brk| brk.checked_add(gap))
-        .and_then(|brk| brk.checked_add(page_start(offset.unwrap_or(0))))
-        .filter(|brk| *brk < TASK_SIZE)
-    else {
-        return Err(no_room);
-    };
-    Ok(brk)
+    // A program that ends at the end of the address space runs; it just has no heap.
+    let start = page_end(natural).unwrap_or(TASK_SIZE).saturating_add(gap).saturating_add(page_start(offset.unwrap_or(0)));
+    start.min(TASK_SIZE)
 }
 
 /// One file to be loaded at a bias.
@@ -186,14 +180,21 @@ struct Load<'a> {
 
 impl<'a> Load<'a> {
     fn new(file: &'a ElfFile, which: Which, at: u64) -> Result<Self, LoadError> {
-        let first = file.segments.first().ok_or(LoadError::NoSegments)?;
-        let bias = match file.kind {
-            Kind::Fixed => 0,
-            Kind::Relocatable => {
+        let bias = match (file.kind, file.segments.first()) {
+            // The kernel starts a program without segments all the same; it ends at its first instruction.
+            (_, None) if which == Which::Program => 0,
+            (_, None) => return Err(LoadError::NoSegments),
+            (Kind::Fixed, Some(_)) => 0,
+            (Kind::Relocatable, Some(first)) => {
                 let refuse = |what, errno| LoadError::Segment { index: first.index, what, errno };
                 match file.span() {
                     Some(0) => return Err(refuse("the program is empty", EINVAL)),
                     None => return Err(refuse("the program is larger than an address space", ENOMEM)),
+                    // The kernel finds a place for a file without interpreter by mapping its first segment; without bytes to map it
+                    // ends up at address 0.
+                    Some(_) if first.filesz == 0 && (file.interpreter.is_none() || which == Which::Interpreter) => {
+                        return Err(refuse("the first segment has no bytes in the file", EINVAL));
+                    }
                     Some(_) => page_start(at).wrapping_sub(page_start(first.vaddr)),
                 }
             }
