@@ -113,13 +113,12 @@ pub enum Taker {
 /// goes on. The `Signal` message leaves before any reply that this stop produces.
 ///
 /// `disposition` is the last one that the body reported. A stop signal with the default action really stops the deputy, so that
-/// its parent and the terminal see it; the body follows by `ToHost::Stop`. Every other signal is the body's, also an ignored or
+/// its parent and the terminal see it; the body follows by `ToHost::Stop`. The same for one that the host sent back
+/// (`ToHome::StopSignal`): home raises it in the deputy and gives it here with the default disposition. Every other signal is the body's, also an ignored or
 /// a fatal one: only the body's kernel knows whether a thread blocks it.
 #[must_use]
 pub fn deputy_stopped(signal: i32, disposition: Disposition, call: Option<Open>) -> (Taker, Option<Next>) {
-    let stops = signal == libc::SIGSTOP
-        || (disposition == Disposition::Default && default_action(signal) == DefaultAction::Stop);
-    if stops {
+    if signal == libc::SIGSTOP || stops(signal, disposition) {
         let next = call.map(|open| match open.raw {
             // A real stop ends these calls natively too (signal(7), "Interruption of system calls by stop signals").
             INTERRUPTED if open.class == Restart::Eintr && open.done == 0 => Next::Post(INTERRUPTED),
@@ -193,8 +192,11 @@ pub enum Thread {
 /// What the agent does with a signal from home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Nothing: natively it would have been discarded at once, or a stop that is home's to decide.
+    /// Nothing: natively it would have been discarded at once.
     Discard,
+    /// A stop signal with its default action: the stop is made at home (`ToHome::StopSignal`), whose parent and terminal must
+    /// see it. In the body's pid namespace, an orphaned process group, the kernel would discard it.
+    Home,
     /// Queue it in the body, with its true siginfo: to this thread, or to the process. The body's kernel does the rest.
     Queue(Option<usize>),
     /// Keep it; end the call of this thread first (`ToHome::Cancel`, once per call), and queue it to this thread at the stop that
@@ -206,9 +208,6 @@ pub enum Placement {
 #[must_use]
 pub fn place(signal: i32, to: Option<usize>, disposition: Disposition, threads: &[Thread]) -> Placement {
     let default = default_action(signal);
-    if signal == libc::SIGSTOP || (disposition == Disposition::Default && default == DefaultAction::Stop) {
-        return Placement::Discard;
-    }
     let blocks = |thread: &Thread| match thread {
         Thread::Reachable { blocks } | Thread::InCall { blocks } => *blocks,
     };
@@ -226,13 +225,27 @@ pub fn place(signal: i32, to: Option<usize>, disposition: Disposition, threads: 
         Disposition::Handler { .. } => false,
     };
     match chosen {
+        _ if signal == libc::SIGSTOP => Placement::Home,
         // Blocked everywhere: pending, also when it is ignored (sigwait may want it, a handler may come).
         None => Placement::Queue(to),
+        Some(_) if stops(signal, disposition) => Placement::Home,
         // Ignored: discarded at generation, and no call ends.
         Some(_) if harmless => Placement::Discard,
         Some((index, Thread::InCall { .. })) => Placement::AfterCancel(index),
         Some((_, Thread::Reachable { .. })) => Placement::Queue(to),
     }
+}
+
+/// Where a signal goes that the body's kernel is about to deliver, at its delivery stop: true when the agent suppresses it and
+/// has the stop made at home, since its disposition has become the default after it was queued.
+#[must_use]
+pub fn due_at_home(signal: i32, disposition: Disposition) -> bool {
+    signal == libc::SIGSTOP || stops(signal, disposition)
+}
+
+/// True for a stop signal with its default action.
+fn stops(signal: i32, disposition: Disposition) -> bool {
+    disposition == Disposition::Default && default_action(signal) == DefaultAction::Stop
 }
 
 /// What the agent does with home's answer to a call.
@@ -247,8 +260,8 @@ pub enum Answer {
     Continue,
 }
 
-/// What home's answer means for the body. `due` is the disposition of the signal that was kept for this thread, looked up again
-/// now: another thread may have changed it.
+/// What home's answer means for the body. `due` is the disposition of what was kept for this thread, looked up again now (another
+/// thread may have changed it): that of the first signal with a handler if there is one.
 #[must_use]
 pub fn answer(raw: i64, due: Option<Disposition>) -> Answer {
     match raw {

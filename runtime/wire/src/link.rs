@@ -196,6 +196,16 @@ pub enum ToHome {
         /// The open call.
         seq: Seq,
     },
+    /// A stop signal (SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU) with its default action is due in the body. Home raises it in the deputy,
+    /// which really stops; the body follows by [`ToHost::Stop`].
+    StopSignal {
+        /// The process.
+        pid: Pid,
+        /// Epoch of the body.
+        epoch: Epoch,
+        /// Signal number.
+        signal: u8,
+    },
     /// A disposition changed away; home's half follows before any later call.
     Action {
         /// The process.
