@@ -11,13 +11,24 @@
 //! would lose: supervisors and agents dial its socket anew for each request, running agents are found by their sockets.
 
 pub mod agent_socket;
+pub mod agent_start;
+mod agents;
+mod cgroup;
 pub mod client;
 pub mod config;
+mod control;
+mod daemon;
+mod io;
 pub mod keys;
+mod listener;
 pub mod message;
 pub mod paths;
+mod peers;
+mod secure;
 
 pub use agent_socket::{AgentSocket, Incoming};
+pub use agent_start::{AgentReady, AgentStart};
 pub use client::{ClientError, Control};
-pub use config::{Config, ConfigError};
-pub use keys::{Authority, KeyError, init};
+pub use config::{Config, ConfigError, Transport};
+pub use daemon::{NodeError, run};
+pub use keys::{Authority, KeyError, create_authority, init};

@@ -12,6 +12,7 @@ pub mod probe;
 pub mod procmem;
 pub mod ptrace;
 pub mod seccomp;
+pub mod session;
 pub mod shared;
 pub mod signalfd;
 pub mod spawn;

@@ -11,3 +11,4 @@ pub mod image;
 pub mod job;
 pub mod limits;
 pub mod link;
+pub mod node;

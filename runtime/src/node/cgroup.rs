@@ -1,0 +1,126 @@
+//! A cgroup per agent, where the machine lets us have one: what ends everything of a job at once (`cgroup.kill`).
+//!
+//! Under systemd the daemon's unit is delegated (`Delegate=yes`, `KillMode=process`), so the groups lie below the unit's own
+//! and a stop of the unit does not end them. Without permission, or with cgroup v1, there is none, and the agents' own
+//! arrangements (pid namespace, lease) must do.
+
+use mosix_wire::ids::JobId;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where cgroup v2 is mounted on every distribution with systemd, and by custom elsewhere.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The groups of a daemon's agents.
+#[derive(Clone, Debug)]
+pub struct Groups {
+    /// The folder of the daemon's own group.
+    folder: PathBuf,
+    /// Tells the groups of this daemon from those of another one on the machine.
+    prefix: String,
+}
+
+impl Groups {
+    /// Finds the daemon's own group; `None` where there is nothing to be had, with a line in the log.
+    pub fn find(state_dir: &Path) -> Option<Self> {
+        let text = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let own = own_group(&text)?;
+        let folder = Path::new(ROOT).join(own.trim_start_matches('/'));
+        if !folder.join("cgroup.procs").exists() {
+            tracing::debug!("no cgroup v2: agents get no groups");
+            return None;
+        }
+        // FNV-1a: stable over versions, and nobody attacks it here.
+        let hash = state_dir
+            .as_os_str()
+            .as_encoded_bytes()
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+        Some(Self {
+            folder,
+            prefix: format!("mosix-{hash:016x}-"),
+        })
+    }
+
+    fn path(&self, job: JobId) -> PathBuf {
+        self.folder.join(format!("{}{job}", self.prefix))
+    }
+
+    /// Moves a process, and with it all that it will start, into the job's group.
+    pub fn enter(&self, job: JobId, pid: u32) -> io::Result<()> {
+        let path = self.path(job);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        fs::write(path.join("cgroup.procs"), pid.to_string()).inspect_err(|_| {
+            let _ = fs::remove_dir(&path);
+        })
+    }
+
+    /// Kills whatever is in the job's group and removes it. Blocks for as long as the kernel needs, at most a second.
+    pub fn end(&self, job: JobId) {
+        remove(&self.path(job));
+    }
+
+    /// Removes groups of jobs that have no agent any more.
+    pub fn sweep(&self, living: &[JobId]) {
+        let Ok(entries) = fs::read_dir(&self.folder) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let job = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(&self.prefix))
+                .and_then(|job| job.parse().ok());
+            if let Some(job) = job
+                && !living.contains(&job)
+            {
+                tracing::info!(%job, "removing the group of an agent that is gone");
+                remove(&entry.path());
+            }
+        }
+    }
+}
+
+fn own_group(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+fn remove(path: &Path) {
+    if !path.exists() {
+        return;
+    }
+    // Since Linux 5.14; an empty group can be removed without.
+    let _ = fs::write(path.join("cgroup.kill"), "1");
+    for _ in 0..50 {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "cannot remove the group of an agent");
+                return;
+            }
+            _ => return,
+        }
+    }
+    tracing::warn!(path = %path.display(), "processes of an ended agent do not end");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_group_is_found_among_v1_lines() {
+        assert_eq!(
+            own_group("5:cpu:/x\n0::/system.slice/mosixd.service\n"),
+            Some("/system.slice/mosixd.service")
+        );
+        assert_eq!(own_group("5:cpu:/x\n"), None);
+    }
+}

@@ -1,0 +1,67 @@
+//! Node daemons as processes on loopback, with agents as processes, driven as a supervisor would.
+//!
+//! This program is all three: without a verb it runs the tests, with `daemon CONFIG` it is mosixd, with `agent` an agent that
+//! echoes. Run one test with `cargo test -p mosix-runtime --test node -- NAME`.
+
+mod agent;
+mod bad_input;
+mod cluster;
+mod streams;
+
+use std::process::ExitCode;
+
+type Test = (&'static str, fn());
+
+const TESTS: &[Test] = &[
+    ("streams::two_nodes", streams::two_nodes),
+    ("streams::host_is_restarted", streams::host_is_restarted),
+    ("streams::home_is_restarted", streams::home_is_restarted),
+    ("streams::three_nodes", streams::three_nodes),
+    ("streams::agents_come_and_go", streams::agents_come_and_go),
+    ("bad_input::wrong_cluster", bad_input::wrong_cluster),
+    ("bad_input::wrong_name", bad_input::wrong_name),
+    ("bad_input::unknown_peer", bad_input::unknown_peer),
+    ("bad_input::plain_against_tls", bad_input::plain_against_tls),
+    ("bad_input::garbage_on_the_port", bad_input::garbage_on_the_port),
+    ("bad_input::garbage_on_the_socket", bad_input::garbage_on_the_socket),
+    (
+        "bad_input::two_daemons_on_one_folder",
+        bad_input::two_daemons_on_one_folder,
+    ),
+    ("bad_input::failing_agents", bad_input::failing_agents),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["agent", ..] => return agent::main(),
+        ["daemon", config] => return cluster::daemon(config.as_ref()),
+        _ => {}
+    }
+    if arguments.iter().any(|argument| argument == "--list") {
+        TESTS.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let chosen = TESTS
+        .iter()
+        .filter(|(name, _)| filters.is_empty() || filters.iter().any(|part| name.contains(*part)));
+    let mut failed = Vec::new();
+    for (name, test) in chosen {
+        let begun = std::time::Instant::now();
+        let outcome = std::panic::catch_unwind(test);
+        println!(
+            "test {name} ... {} ({:.2?})",
+            if outcome.is_ok() { "ok" } else { "FAILED" },
+            begun.elapsed()
+        );
+        if outcome.is_err() {
+            failed.push(*name);
+        }
+    }
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    println!("failed: {}", failed.join(", "));
+    ExitCode::FAILURE
+}
