@@ -4,7 +4,11 @@
 // A test speaks by panics.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cli;
+mod faults;
 mod guests;
 mod hazards;
 mod lab;
 mod programs;
+mod run;
+mod terminal;

@@ -104,6 +104,46 @@ impl Lab {
         self.runtime.join("lab").join(&self.name)
     }
 
+    /// Who runs in the lab: pid and name of each process that was started in it, keeper and mosixds left out.
+    pub fn programs(&self) -> Vec<(i32, String)> {
+        let spec = std::fs::read(self.folder().join("lab.json")).expect("lab.json");
+        let spec: Value = serde_json::from_slice(&spec).expect("lab.json is JSON");
+        let marker = format!("MOSIX_LAB_ID={}", spec["id"].as_str().expect("the lab's id"));
+        let status = self.status();
+        let daemons: Vec<i64> = status["nodes"]
+            .as_array()
+            .expect("nodes")
+            .iter()
+            .filter_map(|node| node["pid"].as_i64())
+            .collect();
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok) {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+                continue;
+            };
+            let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+            let inside = environ.split(|&b| b == 0).any(|variable| variable == marker.as_bytes());
+            if inside && !daemons.contains(&pid.into()) {
+                let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                found.push((pid, name.trim().to_owned()));
+            }
+        }
+        found
+    }
+
+    /// Waits until nothing but the daemons is left in the lab: no supervisor, deputy, agent or body.
+    pub fn assert_quiet(&self) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let left = self.programs();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "still in the lab: {left:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Takes the lab down and looks whether anything of it is left. For tests whose point that is; others just drop it.
     pub fn down(self) {
         let before = self.status();
@@ -184,6 +224,50 @@ impl<'a> Node<'a> {
             .as_i64()
     }
 
+    /// Pid of this node's agent of a job, by who listens on its socket.
+    pub fn agent(&self, job: &str) -> Option<i32> {
+        let socket = self
+            .lab
+            .folder()
+            .join(self.name())
+            .join("state/agents")
+            .join(format!("{job}.sock"));
+        let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+        Some(
+            nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials)
+                .ok()?
+                .pid(),
+        )
+    }
+
+    /// `mosix ps --json` of this node.
+    pub fn ps(&self) -> Value {
+        serde_json::from_str(&self.mosix_ok(&["ps", "--json"])).expect("ps --json is JSON")
+    }
+
+    /// The row of a process in `mosix ps --json`.
+    pub fn process(&self, pid: i32) -> Option<Value> {
+        self.ps()["processes"]
+            .as_array()?
+            .iter()
+            .find(|row| row["pid"] == pid)
+            .cloned()
+    }
+
+    /// The job of a process in `mosix ps --json`.
+    pub fn job_of(&self, pid: i32) -> Option<Value> {
+        let all = self.ps();
+        let id = all["processes"].as_array()?.iter().find(|row| row["pid"] == pid)?["job_id"].clone();
+        all["jobs"].as_array()?.iter().find(|job| job["id"] == id).cloned()
+    }
+
+    /// Kills its mosixd with SIGKILL and waits for its end.
+    pub fn kill_daemon(&self) {
+        let pid = self.daemon().expect("its mosixd runs");
+        kill(pid.try_into().expect("a pid"));
+        assert!(ended(pid), "mosixd of {} does not end", self.name());
+    }
+
     /// Pulls its cable out, or plugs it in again.
     pub fn cable(&self, plugged: bool) {
         let state = if plugged { "up" } else { "down" };
@@ -195,6 +279,15 @@ impl<'a> Node<'a> {
         let output = output.expect("run ip");
         assert!(output.status.success(), "ip link set {port} {state}: {}", text(&output));
     }
+}
+
+/// Sends SIGKILL.
+pub fn kill(pid: i32) {
+    let result = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    assert!(
+        matches!(result, Ok(()) | Err(nix::errno::Errno::ESRCH)),
+        "kill {pid}: {result:?}"
+    );
 }
 
 /// Whether the process has ended (a zombie has); waits a little for it.

@@ -30,6 +30,7 @@ pub const ALL: &[Package] = &[
     package("default-jre-headless", "java"),
     package("default-jdk-headless", "javac"),
     package("bc", "bc"),
+    package("bash", "bash"),
     package("dash", "dash"),
     package("stress-ng", "stress-ng"),
 ];
