@@ -29,6 +29,13 @@ pub fn record() -> CpuImage {
     }
 }
 
+/// The record to travel with a body captured here: what it may use is as at its birth, where its registers lie is as here. Without this
+/// a body that moves on from a host would be read with its home's layout.
+#[must_use]
+pub fn captured_here(birth: &CpuImage) -> CpuImage {
+    CpuImage { xsave: components(xcr0().unwrap_or(0)), ..birth.clone() }
+}
+
 /// Bytes of the area in which this node's kernel hands out a thread's extended registers.
 #[must_use]
 pub fn area_size() -> usize {

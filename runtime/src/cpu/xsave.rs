@@ -164,6 +164,15 @@ pub fn convert(area: &[u8], from: &CpuImage, to: &CpuImage, to_size: usize) -> R
     Ok(out)
 }
 
+/// The registers of a thread that starts a program, for a node described by `to`.
+#[must_use]
+pub fn fresh(to: &CpuImage, to_size: usize) -> Vec<u8> {
+    let mut area = vec![0; AREA_FXSAVE];
+    put(&mut area, 0, &0x37f_u16.to_le_bytes());
+    put(&mut area, AT_MXCSR, &MXCSR_INIT.to_le_bytes());
+    convert(&area, &CpuImage::default(), to, to_size).unwrap_or(area)
+}
+
 /// True when a component holds nothing that a thread did not find there at its start.
 fn is_initial(number: u8, bytes: &[u8]) -> bool {
     let zero = bytes.iter().all(|byte| *byte == 0);

@@ -3,6 +3,7 @@
 //! ```text
 //!  freeze ──▶ window (injected once) ──▶ capture ──▶ memory ──▶ … wire … ──▶ materialise (host)
 //!                                                                        └─▶ restore     (home)
+//!                                                          program (birth, exec) ─▶ materialise
 //! ```
 //! Every step that must run *inside* the process is a script of raw system calls for the stub in its [`window`].
 
@@ -13,5 +14,6 @@ pub mod layout;
 pub mod maps;
 pub mod materialise;
 pub mod memory;
+pub mod program;
 pub mod restart;
 pub mod window;
