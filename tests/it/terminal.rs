@@ -15,6 +15,12 @@ fn shell(node: Node<'_>) -> PtySession {
     session
 }
 
+/// Ends it as people do; being killed takes it as long as the time-out.
+fn leave(mut session: PtySession) {
+    session.send_line("exit").unwrap();
+    session.exp_eof().unwrap();
+}
+
 /// Sends a line and gives what comes before the next prompt.
 fn ask(session: &mut PtySession, line: &str) -> String {
     session.send_line(line).unwrap();
@@ -42,10 +48,11 @@ fn exec_has_the_terminal() {
     session.send_control('c').unwrap();
     session.exp_string("READY> ").unwrap();
     assert_eq!(ask(&mut session, "echo $?"), "130");
+    leave(session);
 }
 
 /// ^C, ^Z, fg, bg, jobs and reading from the terminal; `command` runs `cat` as a job.
-fn job_control(session: &mut PtySession, command: &str, after_start: impl Fn()) {
+fn job_control(mut session: PtySession, command: &str, after_start: impl Fn()) {
     session.send_line(command).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(500));
     after_start();
@@ -54,38 +61,39 @@ fn job_control(session: &mut PtySession, command: &str, after_start: impl Fn()) 
     session.send_control('z').unwrap();
     session.exp_string("Stopped").unwrap();
     session.exp_string("READY> ").unwrap();
-    assert!(ask(session, "jobs").contains("Stopped"));
+    assert!(ask(&mut session, "jobs").contains("Stopped"));
     session.send_line("fg").unwrap();
     session.exp_string("cat").unwrap();
     session.send_line("another").unwrap();
     session.exp_string("another").unwrap();
     session.send_control('c').unwrap();
     session.exp_string("READY> ").unwrap();
-    assert_eq!(ask(session, "echo $?"), "130");
+    assert_eq!(ask(&mut session, "echo $?"), "130");
     // In the background it is stopped when it reads from the terminal; end of file ends it.
     session.send_line(&format!("{command} &")).unwrap();
     session.exp_string("READY> ").unwrap();
     std::thread::sleep(std::time::Duration::from_millis(700));
-    assert!(ask(session, "jobs").contains("Stopped"));
+    assert!(ask(&mut session, "jobs").contains("Stopped"));
     session.send_line("fg").unwrap();
     session.exp_string("cat").unwrap();
     session.send_line("third").unwrap();
     session.exp_string("third").unwrap();
     session.send_control('d').unwrap();
     session.exp_string("READY> ").unwrap();
-    assert_eq!(ask(session, "echo $?"), "0");
+    assert_eq!(ask(&mut session, "echo $?"), "0");
+    leave(session);
 }
 
 #[test]
 fn job_control_plainly() {
     require!(require::program("bash"));
-    job_control(&mut shell(Lab::home()), "cat", || {});
+    job_control(shell(Lab::home()), "cat", || {});
 }
 
 #[test]
 fn job_control_at_home() {
     require!(require::program("bash"));
-    job_control(&mut shell(Lab::home()), "mosix run cat", || {});
+    job_control(shell(Lab::home()), "mosix run cat", || {});
 }
 
 #[test]
@@ -93,7 +101,7 @@ fn job_control_of_a_moved_process() {
     require!(require::program("bash"));
     let node = Lab::shared().node(1);
     let job = mosix_tests::run::job_name();
-    job_control(&mut shell(node), &format!("mosix run --job {job} cat"), || {
+    job_control(shell(node), &format!("mosix run --job {job} cat"), || {
         node.mosix_ok(&["migrate", "--job", &job, "n2"]);
     });
 }
