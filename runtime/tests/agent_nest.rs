@@ -93,7 +93,7 @@ fn pid_clocks_nothing() {
         boottime: 7_000_000 * SECOND,
         realtime: 0,
     };
-    let body = blank(&nest, &program, HOME_PID, &wanted).expect("blank");
+    let body = blank(&nest, &program, HOME_PID, &wanted, &[]).expect("blank");
 
     assert!(status(body.host, "NSpid").ends_with(&format!("\t{}", HOME_PID.0)));
     assert_eq!(call(&body, libc::SYS_getuid, [0; 6]), i64::from(HOME_UID));
@@ -197,21 +197,21 @@ fn taken() {
     let nest = Nest::make(HOME_UID).expect("nest");
     let program = stub_program().expect("stub");
     let clocks = now().expect("clocks");
-    let first = blank(&nest, &program, HOME_PID, &clocks).expect("blank");
+    let first = blank(&nest, &program, HOME_PID, &clocks, &[]).expect("blank");
     assert!(matches!(
-        blank(&nest, &program, HOME_PID, &clocks),
+        blank(&nest, &program, HOME_PID, &clocks, &[]),
         Err(BirthError::Taken(HOME_PID))
     ));
     assert!(matches!(
-        blank(&nest, &program, Pid(1), &clocks),
+        blank(&nest, &program, Pid(1), &clocks, &[]),
         Err(BirthError::Taken(Pid(1)))
     ));
     assert!(matches!(
-        blank(&nest, &program, Pid(1 << 29), &clocks),
+        blank(&nest, &program, Pid(1 << 29), &clocks, &[]),
         Err(BirthError::TooLarge(_))
     ));
     end(first.host);
-    let again = blank(&nest, &program, HOME_PID, &clocks).expect("free again");
+    let again = blank(&nest, &program, HOME_PID, &clocks, &[]).expect("free again");
     end(again.host);
 }
 
@@ -227,7 +227,7 @@ fn clocks_of_arrivals() {
             realtime: 0,
         };
         bodies.push((
-            blank(&nest, &program, Pid(500 + index as i32), &clocks).expect("blank"),
+            blank(&nest, &program, Pid(500 + index as i32), &clocks, &[]).expect("blank"),
             time,
         ));
     }
@@ -251,7 +251,7 @@ fn clocks_of_arrivals() {
         realtime: 0,
     };
     assert!(matches!(
-        blank(&nest, &program, Pid(600), &wild),
+        blank(&nest, &program, Pid(600), &wild, &[]),
         Err(BirthError::Clocks { .. })
     ));
     for (body, _) in bodies {
@@ -267,7 +267,7 @@ fn nothing_outlives() {
             use std::io::Write;
             let nest = Nest::make(HOME_UID).expect("nest");
             let program = stub_program().expect("stub");
-            let body = blank(&nest, &program, HOME_PID, &now().expect("clocks")).expect("blank");
+            let body = blank(&nest, &program, HOME_PID, &now().expect("clocks"), &[]).expect("blank");
             (&write)
                 .write_all(format!("{} {}\n", nest.init.pid, body.host).as_bytes())
                 .expect("tell");

@@ -8,14 +8,14 @@ use mosix_wire::ids::Pid;
 use mosix_wire::image::Clocks;
 use rustix::process::{Resource, Rlimit};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// How long a fresh stub may take until it answers.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// Threads of bodies are traced from their first instruction, die with the tracer, and never leave by a call that slipped through.
-const OPTIONS: i32 = ptrace::OPTIONS | libc::PTRACE_O_EXITKILL;
+/// Bodies die with the tracer, from their first moment. New threads are seized one by one, by the builder.
+const OPTIONS: i32 = libc::PTRACE_O_EXITKILL;
 
 /// A process that holds nothing but the stub.
 #[derive(Debug)]
@@ -73,17 +73,24 @@ pub fn stub_program() -> io::Result<OwnedFd> {
     Ok(program)
 }
 
-/// Makes a blank process with number `pid` whose clocks show `clocks`. Must be called by the tracer thread.
+/// Makes a blank process with number `pid` whose clocks show `clocks`, with `files` as its descriptors 4 and up. Must be called by the
+/// tracer thread.
 ///
 /// # Errors
 /// Every error leaves nothing behind.
-pub fn blank(nest: &Nest, program: impl AsFd, pid: Pid, clocks: &Clocks) -> Result<Blank, BirthError> {
+pub fn blank(
+    nest: &Nest,
+    program: impl AsFd,
+    pid: Pid,
+    clocks: &Clocks,
+    files: &[BorrowedFd<'_>],
+) -> Result<Blank, BirthError> {
     let failed = |error| BirthError::Process { pid, error };
     let (window, memfd) = Window::create().map_err(failed)?;
     nest.clocks
         .turn_to(clocks)
         .map_err(|error| BirthError::Clocks { pid, error })?;
-    let host = match spawn::blank_in(pid.0, program.as_fd(), memfd.as_fd(), Some(nest.init.mounts())) {
+    let host = match spawn::blank_in(pid.0, program.as_fd(), memfd.as_fd(), files, Some(nest.init.mounts())) {
         Ok(host) => host,
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => return Err(BirthError::Taken(pid)),
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Err(BirthError::TooLarge(pid)),
@@ -134,9 +141,17 @@ fn limit(host: i32) -> io::Result<()> {
         .map(drop)
     };
     set(Resource::Core, 1).or_else(|_| set(Resource::Core, 0))?;
-    set(Resource::Msgqueue, 0)?;
-    set(Resource::Nofile, 16)?;
-    Ok(())
+    set(Resource::Msgqueue, 0)
+}
+
+/// Leaves a body that has its memory no room for descriptors: it has none and gets none but for a moment.
+///
+/// # Errors
+/// Those of prlimit(2).
+pub fn no_descriptors(host: i32) -> io::Result<()> {
+    let target = rustix::process::Pid::from_raw(host);
+    let few = Rlimit { current: Some(4), maximum: Some(4) };
+    Ok(rustix::process::prlimit(target, Resource::Nofile, few).map(drop)?)
 }
 
 /// Kills a process of ours and waits until nothing of it is left.

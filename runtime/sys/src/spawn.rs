@@ -12,11 +12,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// # Errors
 /// EEXIST when the pid is taken, EINVAL when it exceeds pid_max, EPERM without CAP_CHECKPOINT_RESTORE over the namespace.
 pub fn blank(pid: i32, program: BorrowedFd<'_>, shared: BorrowedFd<'_>) -> io::Result<i32> {
-    blank_in(pid, program, shared, None)
+    blank_in(pid, program, shared, &[], None)
 }
 
-/// As [`blank`], in a session of its own and, with `mounts`, in that mount namespace (needs CAP_SYS_ADMIN and CAP_SYS_CHROOT over it). A
-/// mount namespace that cannot be entered shows as exit status 124 of the child.
+/// As [`blank`], in a session of its own, with `files` as descriptors 4 and up and, with `mounts`, in that mount namespace (needs
+/// CAP_SYS_ADMIN and CAP_SYS_CHROOT over it). A mount namespace that cannot be entered shows as exit status 124 of the child.
 ///
 /// # Errors
 /// As [`blank`].
@@ -24,11 +24,15 @@ pub fn blank_in(
     pid: i32,
     program: BorrowedFd<'_>,
     shared: BorrowedFd<'_>,
+    files: &[BorrowedFd<'_>],
     mounts: Option<BorrowedFd<'_>>,
 ) -> io::Result<i32> {
-    let program = Lifted::new(program)?;
-    let shared = Lifted::new(shared)?;
-    let mounts = mounts.map(Lifted::new).transpose()?;
+    // All sources lie above all places that the child fills.
+    let above = i32::try_from(files.len()).map_err(|_| io::Error::from_raw_os_error(libc::EMFILE))?.saturating_add(16);
+    let program = Lifted::new(program, above)?;
+    let shared = Lifted::new(shared, above)?;
+    let mounts = mounts.map(|fd| Lifted::new(fd, above)).transpose()?;
+    let files = files.iter().map(|fd| Lifted::new(*fd, above)).collect::<io::Result<Vec<_>>>()?;
     let set_tid = [pid];
     // SAFETY: all-zero clone_args is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -59,6 +63,9 @@ pub fn blank_in(
         libc::syscall(libc::SYS_dup3, shared.0, 3, 0);
         libc::syscall(libc::SYS_close_range, 0, 2, 0);
         libc::syscall(libc::SYS_close_range, 4, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        for (index, file) in files.iter().enumerate() {
+            libc::syscall(libc::SYS_dup3, file.0, 4 + index as i32, 0);
+        }
         libc::syscall(
             libc::SYS_execveat,
             program.0,
@@ -76,9 +83,9 @@ pub fn blank_in(
 struct Lifted(i32);
 
 impl Lifted {
-    fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
+    fn new(fd: BorrowedFd<'_>, above: i32) -> io::Result<Self> {
         // SAFETY: fcntl on a borrowed, open descriptor.
-        match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 10) } {
+        match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) } {
             -1 => Err(io::Error::last_os_error()),
             fd => Ok(Self(fd)),
         }
