@@ -141,7 +141,7 @@ fn limit(host: i32) -> io::Result<()> {
         .map(drop)
     };
     set(Resource::Core, 1).or_else(|_| set(Resource::Core, 0))?;
-    set(Resource::Msgqueue, 0)
+    Ok(set(Resource::Msgqueue, 0)?)
 }
 
 /// Leaves a body that has its memory no room for descriptors: it has none and gets none but for a moment.
@@ -163,4 +163,17 @@ pub fn end(host: i32) {
             Ok(Some(_)) => {}
         }
     }
+}
+
+/// Takes the ends of all threads of a killed process, the leader last, until nothing of it is left.
+pub fn end_threads(host: i32, tids: &[i32]) {
+    for tid in tids.iter().filter(|tid| **tid != host) {
+        loop {
+            match ptrace::wait(Some(*tid), true) {
+                Ok(Some((_, ptrace::Event::Exited(_) | ptrace::Event::Killed(..)))) | Err(_) | Ok(None) => break,
+                Ok(Some(_)) => {}
+            }
+        }
+    }
+    end(host);
 }

@@ -1,0 +1,418 @@
+//! The system calls of one body that wait for an answer, and the numbering that makes each execute at most once.
+//!
+//! ```text
+//!            trapped              answer sent
+//!   (none) ──────────▶ Open ─────────────────▶ (none)
+//!                       │ ▲
+//!              freeze   │ │ the thread issues it again
+//!                       ▼ │
+//!                      Parked ── departs: the image says `in_flight`, the next agent binds the call to the same number
+//! ```
+//! A parked call stays open at home: its thread was stopped at the instruction that makes the call and will make it again. Its
+//! reply may come meanwhile and is kept. A call is the same when the same thread makes it with the same number and arguments
+//! from the same instruction; anything else is a new call.
+//!
+//! Locks: this one is taken alone, never while memory is read or a message is sent.
+
+use crate::syscall::marshal::Scatter;
+use mosix_sys::notif::Notification;
+use mosix_wire::call::Reply;
+use mosix_wire::ids::{Seq, Tid};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
+
+/// What the agent does with new calls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// They are served.
+    Running,
+    /// They wait: every thread is about to be interrupted.
+    Closing,
+    /// Every thread was interrupted: their calls are answered so that they stop at the call's instruction.
+    Stopping,
+}
+
+/// A call, by what makes it that call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Made {
+    /// System call number.
+    pub nr: i32,
+    /// Address behind its instruction.
+    pub ip: u64,
+    /// Its arguments.
+    pub args: [u64; 6],
+}
+
+impl From<&Notification> for Made {
+    fn from(n: &Notification) -> Self {
+        Self { nr: n.nr, ip: n.instruction_pointer, args: n.args }
+    }
+}
+
+/// A received notification.
+#[derive(Debug)]
+struct Waiting {
+    id: u64,
+    made: Made,
+    sent: Option<Sent>,
+    /// Home was asked to end it.
+    cancelled: bool,
+}
+
+/// A call that home has.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    /// Its number.
+    pub seq: u64,
+    /// What becomes of its outputs.
+    pub scatter: Scatter,
+}
+
+#[derive(Debug)]
+struct Parked {
+    made: Made,
+    sent: Sent,
+    reply: Option<(Reply, Vec<u8>)>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    tid: Tid,
+    /// The last number used.
+    seq: u64,
+    /// The thread arrived with a call open at home under `seq`: where it makes it.
+    arrived: Option<(i32, u64)>,
+    waiting: Option<Waiting>,
+    parked: Option<Parked>,
+    /// Signals wait for the end of its call.
+    due: bool,
+    /// The agent makes the thread execute a call of its own: it runs natively.
+    injecting: bool,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    threads: HashMap<i32, Thread>,
+    /// Every call made from the stub runs natively: all threads sit in it on the agent's behalf.
+    capturing: bool,
+}
+
+/// The calls of one body; threads are named by this node's numbers unless said otherwise.
+#[derive(Debug)]
+pub struct Calls(Mutex<State>);
+
+/// A thread as an arrival brings it.
+#[derive(Clone, Copy, Debug)]
+pub struct NewThread {
+    /// Its number on this node.
+    pub host: i32,
+    /// Its number at home.
+    pub tid: Tid,
+    /// The last call number it used.
+    pub seq: u64,
+    /// The call that is open at home under `seq`: system call number and the address behind its instruction.
+    pub open: Option<(i32, u64)>,
+}
+
+/// What to do with a notification.
+#[derive(Debug)]
+pub enum Step {
+    /// Gather it and call [`Calls::sent`].
+    Gather(Tid, Seq),
+    /// It is the parked call again; home has it.
+    Again,
+    /// It is the parked call again, and its reply is here: answer it.
+    Answered(Box<(Sent, Reply, Vec<u8>)>),
+    /// It waits for the freeze.
+    Held,
+    /// The thread is being stopped: answer with the restart code.
+    Rewind,
+    /// The agent's own call.
+    Own,
+    /// The thread is not one of the body's.
+    Unknown,
+}
+
+/// What a reply from home means.
+#[derive(Debug)]
+pub enum Replied {
+    /// Answer this notification of this thread.
+    Answer {
+        /// The thread.
+        host: i32,
+        /// The notification.
+        id: u64,
+        /// What becomes of the outputs.
+        scatter: Scatter,
+        /// Signals waited for the end of the call.
+        due: bool,
+    },
+    /// The call was interrupted, as asked: the tracer answers it with this code.
+    Interrupted(i32, i64),
+    /// Kept for when the thread makes the call again.
+    Kept,
+    /// Nothing waits for it.
+    Stale,
+}
+
+/// How a thread is being stopped stands with a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// It has no received call: it stops by itself.
+    Free,
+    /// Answer this notification with the restart code.
+    Answer(u64),
+}
+
+/// What a departing thread takes along.
+#[derive(Debug)]
+pub struct Leaving {
+    /// The last number used.
+    pub seq: u64,
+    /// The call under that number is open at home.
+    pub in_flight: bool,
+    /// The call's reply is here: it must be applied before the thread is captured.
+    pub reply: Option<(Scatter, Reply, Vec<u8>)>,
+}
+
+fn is_restart(result: i64) -> bool {
+    matches!(result, -516..=-512)
+}
+
+impl Calls {
+    /// Makes the book of an arrived body.
+    pub fn new(threads: &[NewThread]) -> Self {
+        let threads = threads
+            .iter()
+            .map(|new| {
+                let thread = Thread {
+                    tid: new.tid,
+                    seq: new.seq,
+                    arrived: new.open,
+                    waiting: None,
+                    parked: None,
+                    due: false,
+                    injecting: false,
+                };
+                (new.host, thread)
+            })
+            .collect();
+        Self(Mutex::new(State { phase: Phase::Running, threads, capturing: false }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// A notification was received; `stub` tells whether the call was made from the stub.
+    pub fn received(&self, n: &Notification, stub: bool) -> Step {
+        let mut state = self.lock();
+        let (phase, capturing) = (state.phase, state.capturing);
+        let Some(thread) = state.threads.get_mut(&n.tid) else { return Step::Unknown };
+        if stub && (capturing || thread.injecting) {
+            return Step::Own;
+        }
+        if phase == Phase::Stopping {
+            return Step::Rewind;
+        }
+        let made = Made::from(n);
+        let mut waiting = Waiting { id: n.id, made, sent: None, cancelled: false };
+        match thread.parked.take_if(|parked| parked.made == made) {
+            Some(Parked { sent, reply: Some((reply, payload)), .. }) => {
+                return Step::Answered(Box::new((sent, reply, payload)));
+            }
+            Some(Parked { sent, reply: None, .. }) => {
+                waiting.sent = Some(sent);
+                thread.waiting = Some(waiting);
+                return Step::Again;
+            }
+            None => {}
+        }
+        thread.waiting = Some(waiting);
+        if phase == Phase::Closing {
+            return Step::Held;
+        }
+        let seq = match thread.arrived {
+            Some((nr, ip)) if nr == n.nr && ip == n.instruction_pointer => thread.seq,
+            _ => thread.seq + 1,
+        };
+        Step::Gather(thread.tid, Seq(seq))
+    }
+
+    /// The call of the notification goes home under `seq`, unless this gives false: the thread is being stopped, the call waits.
+    pub fn sent(&self, host: i32, id: u64, seq: Seq, scatter: Scatter) -> bool {
+        let mut state = self.lock();
+        let running = state.phase == Phase::Running;
+        let Some(thread) = state.threads.get_mut(&host) else { return false };
+        match &mut thread.waiting {
+            Some(waiting) if waiting.id == id && running => {
+                waiting.sent = Some(Sent { seq: seq.0, scatter });
+                thread.seq = seq.0;
+                thread.arrived = None;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The notification was answered here, without home. False when it was not waiting any more: then the answer must not be given.
+    pub fn settled(&self, host: i32, id: u64) -> bool {
+        let mut state = self.lock();
+        let Some(thread) = state.threads.get_mut(&host) else { return false };
+        thread.waiting.take_if(|waiting| waiting.id == id).is_some()
+    }
+
+    /// A reply came from home.
+    pub fn replied(&self, reply: &Reply, payload: &[u8]) -> Replied {
+        let mut state = self.lock();
+        let found = state.threads.iter_mut().find(|(_, thread)| thread.tid == reply.tid);
+        let Some((&host, thread)) = found else { return Replied::Stale };
+        let open = |sent: &Option<Sent>| sent.as_ref().is_some_and(|sent| sent.seq == reply.seq.0);
+        if let Some(waiting) = &thread.waiting
+            && open(&waiting.sent)
+        {
+            // An interrupted call is for the tracer: only under its eyes a restart code may reach the body.
+            if is_restart(reply.result) || (waiting.cancelled && reply.result == -i64::from(libc::EINTR)) {
+                return Replied::Interrupted(host, reply.result);
+            }
+            let due = thread.due;
+            return match thread.waiting.take() {
+                Some(Waiting { id, sent: Some(sent), .. }) => Replied::Answer { host, id, scatter: sent.scatter, due },
+                _ => Replied::Stale,
+            };
+        }
+        match &mut thread.parked {
+            Some(parked) if parked.sent.seq == reply.seq.0 => {
+                parked.reply = Some((reply.clone(), payload.to_vec()));
+                Replied::Kept
+            }
+            _ => Replied::Stale,
+        }
+    }
+
+    /// The notification died before its answer arrived, though the thread lives: the answer is kept for the repeated call.
+    pub fn keep(&self, host: i32, made: Made, sent: Sent, reply: Reply, payload: Vec<u8>) {
+        if let Some(thread) = self.lock().threads.get_mut(&host) {
+            thread.parked = Some(Parked { made, sent, reply: Some((reply, payload)) });
+        }
+    }
+
+    /// From here on new calls wait; every thread is about to be interrupted.
+    pub fn close(&self) {
+        self.lock().phase = Phase::Closing;
+    }
+
+    /// Every thread was interrupted: gives the notifications to be answered with the restart code. Their calls are parked.
+    pub fn stop(&self) -> Vec<u64> {
+        let mut state = self.lock();
+        state.phase = Phase::Stopping;
+        state.threads.values_mut().filter_map(park).collect()
+    }
+
+    /// Parks the call of one interrupted thread.
+    pub fn stop_one(&self, host: i32) -> Stop {
+        let mut state = self.lock();
+        match state.threads.get_mut(&host).and_then(park) {
+            Some(id) => Stop::Answer(id),
+            None => Stop::Free,
+        }
+    }
+
+    /// Calls are served again.
+    pub fn open(&self) {
+        let mut state = self.lock();
+        state.phase = Phase::Running;
+        state.capturing = false;
+    }
+
+    /// Whether calls from the stub run natively.
+    pub fn set_capturing(&self, capturing: bool) {
+        self.lock().capturing = capturing;
+    }
+
+    /// Whether this thread's calls from the stub run natively.
+    pub fn set_injecting(&self, host: i32, injecting: bool) {
+        if let Some(thread) = self.lock().threads.get_mut(&host) {
+            thread.injecting = injecting;
+        }
+    }
+
+    /// Marks that signals wait for the end of the thread's call; gives the number of the call to be cancelled, the first time. `None`
+    /// when the thread has no call at home.
+    pub fn wait_for_call(&self, host: i32) -> Option<Option<Seq>> {
+        let mut state = self.lock();
+        let thread = state.threads.get_mut(&host)?;
+        let waiting = thread.waiting.as_mut()?;
+        let seq = waiting.sent.as_ref()?.seq;
+        thread.due = true;
+        let first = !waiting.cancelled;
+        waiting.cancelled = true;
+        Some(first.then_some(Seq(seq)))
+    }
+
+    /// The waiting signals of the thread were delivered.
+    pub fn nothing_due(&self, host: i32) {
+        if let Some(thread) = self.lock().threads.get_mut(&host) {
+            thread.due = false;
+        }
+    }
+
+    /// Takes the notification of an interrupted call, to be answered by the tracer. The call is over at home.
+    pub fn take_interrupted(&self, host: i32) -> Option<u64> {
+        let mut state = self.lock();
+        let thread = state.threads.get_mut(&host)?;
+        thread.waiting.take().map(|waiting| waiting.id)
+    }
+
+    /// Whether the thread waits for an answer.
+    pub fn is_waiting(&self, host: i32) -> bool {
+        self.lock().threads.get(&host).is_some_and(|thread| thread.waiting.is_some())
+    }
+
+    /// The thread's number at home.
+    pub fn home_tid(&self, host: i32) -> Option<Tid> {
+        self.lock().threads.get(&host).map(|thread| thread.tid)
+    }
+
+    /// The thread's number here.
+    pub fn host_tid(&self, tid: Tid) -> Option<i32> {
+        self.lock().threads.iter().find(|(_, thread)| thread.tid == tid).map(|(host, _)| *host)
+    }
+
+    /// Forgets a thread that ended; how many are left.
+    pub fn ended(&self, host: i32) -> usize {
+        let mut state = self.lock();
+        state.threads.remove(&host);
+        state.threads.len()
+    }
+
+    /// Threads that live.
+    pub fn count(&self) -> usize {
+        self.lock().threads.len()
+    }
+
+    /// What a thread takes along. With `apply`, a reply that is here is taken out, to be applied; the call is then over.
+    pub fn leaving(&self, host: i32) -> Leaving {
+        let mut state = self.lock();
+        let Some(thread) = state.threads.get_mut(&host) else {
+            return Leaving { seq: 0, in_flight: false, reply: None };
+        };
+        let answered = thread.parked.take_if(|parked| parked.reply.is_some());
+        let reply = answered.and_then(|parked| {
+            let (reply, payload) = parked.reply?;
+            Some((parked.sent.scatter, reply, payload))
+        });
+        let in_flight = thread.parked.is_some() || thread.arrived.is_some();
+        Leaving { seq: thread.seq, in_flight, reply }
+    }
+}
+
+/// Turns a received call into a parked one, or into nothing when home does not have it: the thread makes it again either way.
+fn park(thread: &mut Thread) -> Option<u64> {
+    let waiting = thread.waiting.take()?;
+    if let Some(sent) = waiting.sent {
+        thread.parked = Some(Parked { made: waiting.made, sent, reply: None });
+    }
+    Some(waiting.id)
+}

@@ -1,0 +1,254 @@
+//! One body as the tracer has it, and how its threads are stopped and let go.
+
+use super::build::Built;
+use super::depart::Departure;
+use super::serve;
+use super::shared::BodyCalls;
+use super::signals::{self, Delivery, Signals};
+use crate::contract::commit::host::Host;
+use crate::process::freeze::{Frozen, FrozenThread, put_back, wait_for};
+use crate::process::restart::{ERESTARTNOINTR, settle};
+use mosix_sys::notif::Answer;
+use mosix_sys::procmem::ProcMem;
+use mosix_sys::ptrace::{self, Event};
+use mosix_wire::ids::{NodeName, Pid};
+use mosix_wire::image::ProcessImage;
+use mosix_wire::link::{Destination, Exit};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+/// How long all threads of a body may take to stop.
+pub const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// A process that this agent has, had, or expects.
+#[derive(Debug)]
+pub struct Process {
+    /// Its pid at home.
+    pub pid: Pid,
+    /// What the commit rules know.
+    pub state: Host<NodeName>,
+    /// The image that is to be built next, and who waits for the place of its pages.
+    pub incoming: Option<(Box<ProcessImage>, SyncSender<Result<ProcMem, String>>)>,
+    /// The process, under construction or built.
+    pub built: Option<Built>,
+    /// Its calls, once its filter holds.
+    pub calls: Option<Arc<BodyCalls>>,
+    /// Threads that live, by this node's numbers.
+    pub tids: Vec<i32>,
+    /// Its threads stand still, for a departure, for a lease, or because the deputy is stopped.
+    pub frozen: Option<Frozen>,
+    /// The deputy is stopped: so is the body.
+    pub stopped: bool,
+    /// The lease is over.
+    pub held: bool,
+    /// Its image, when it is on its way elsewhere.
+    pub departure: Option<Departure>,
+    /// Where home wants it.
+    pub destination: Option<Destination>,
+    /// Signals on their way to it.
+    pub signals: Signals,
+    /// How it ended.
+    pub how: Exit,
+    /// Why something went wrong, for home.
+    pub why: String,
+    /// The call for which it wants home.
+    pub wants: Option<u32>,
+}
+
+impl Process {
+    /// Nothing is here yet.
+    pub fn new(pid: Pid) -> Self {
+        Self {
+            pid,
+            state: Host::Absent,
+            incoming: None,
+            built: None,
+            calls: None,
+            tids: Vec::new(),
+            frozen: None,
+            stopped: false,
+            held: false,
+            departure: None,
+            destination: None,
+            signals: Signals::default(),
+            how: Exit::Signal { signal: libc::SIGKILL as u8, core: false },
+            why: String::new(),
+            wants: None,
+        }
+    }
+
+    /// Interrupts one thread and waits until it stands still. A received call of it is parked.
+    ///
+    /// # Errors
+    /// `ESRCH` when it ended, a time-out when it does not stop.
+    pub fn stop_thread(&mut self, tid: i32, limit: Duration) -> io::Result<()> {
+        let deadline = Instant::now() + limit;
+        ptrace::interrupt(tid)?;
+        loop {
+            self.rewind_call(tid);
+            // Its call may be received only after the look at it: look again soon.
+            let soon = (Instant::now() + Duration::from_millis(2)).min(deadline);
+            match wait_for(tid, soon)? {
+                Some(event) if self.standing(tid, event)? => return Ok(()),
+                Some(_) => {}
+                None if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+                None => {}
+            }
+        }
+    }
+
+    /// Answers a received call of an interrupted thread so that it stops at the call's instruction.
+    fn rewind_call(&self, tid: i32) {
+        if let Some(calls) = &self.calls
+            && let super::calls::Stop::Answer(id) = calls.calls.stop_one(tid)
+        {
+            serve::send(calls, tid, id, Answer::Result(ERESTARTNOINTR));
+        }
+    }
+
+    /// Takes an event of a thread that is to stop: whether it stands still now.
+    fn standing(&mut self, tid: i32, event: Event) -> io::Result<bool> {
+        match event {
+            Event::Stop(_) => Ok(true),
+            Event::Signal(signal) => {
+                let deliver = match signals::at_stop(self, tid, signal) {
+                    Delivery::Deliver(signal) => signal,
+                    Delivery::Nothing => 0,
+                    Delivery::Fatal(how) => {
+                        self.how = how;
+                        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                    }
+                };
+                // Any stop takes a pending interrupt away: it is renewed while the thread still stands, so that it cannot make a
+                // call in between.
+                ptrace::interrupt(tid)?;
+                ptrace::cont(tid, deliver)?;
+                Ok(false)
+            }
+            Event::Exited(_) | Event::Killed(..) => {
+                self.thread_gone(tid);
+                Err(io::Error::from_raw_os_error(libc::ESRCH))
+            }
+            Event::Ptrace(_) | Event::Job(_) => {
+                ptrace::interrupt(tid)?;
+                ptrace::cont(tid, 0)?;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Forgets a thread.
+    pub fn thread_gone(&mut self, tid: i32) {
+        self.tids.retain(|other| *other != tid);
+        if let Some(calls) = &self.calls {
+            calls.calls.ended(tid);
+        }
+    }
+
+    /// Stops all threads; their received calls are parked. Nothing happens when they stand still already.
+    ///
+    /// # Errors
+    /// The body runs on as before, or ended (`ESRCH`).
+    pub fn freeze(&mut self) -> io::Result<()> {
+        if self.frozen.is_some() {
+            return Ok(());
+        }
+        let (Some(calls), Some(built)) = (self.calls.clone(), &self.built) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let host = built.body.pid;
+        calls.calls.close();
+        for tid in &self.tids {
+            let _ = ptrace::interrupt(*tid);
+        }
+        for id in calls.calls.stop() {
+            serve::send(&calls, host, id, Answer::Result(ERESTARTNOINTR));
+        }
+        let deadline = Instant::now() + STOP_LIMIT;
+        let mut frozen = Frozen { pid: host, threads: Vec::with_capacity(self.tids.len()) };
+        for tid in self.tids.clone() {
+            match self.settle_thread(tid, deadline) {
+                Ok(Some(thread)) => frozen.threads.push(thread),
+                Ok(None) if tid != host => {}
+                Ok(None) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+                Err(error) => {
+                    self.let_go(&frozen);
+                    return Err(error);
+                }
+            }
+        }
+        self.frozen = Some(frozen);
+        Ok(())
+    }
+
+    /// Waits for one interrupted thread; `None` when it ended.
+    fn settle_thread(&mut self, tid: i32, deadline: Instant) -> io::Result<Option<FrozenThread>> {
+        loop {
+            let Some(event) = wait_for(tid, deadline)? else { return Err(io::ErrorKind::TimedOut.into()) };
+            match self.standing(tid, event) {
+                Ok(true) => {
+                    let mut regs = ptrace::regs(tid)?;
+                    let standing = settle(&mut regs, |_| false);
+                    return Ok(Some(FrozenThread { tid, regs, standing }));
+                }
+                Ok(false) => {}
+                Err(_) if !self.tids.contains(&tid) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn let_go(&self, frozen: &Frozen) {
+        if let Some(calls) = &self.calls {
+            calls.calls.open();
+        }
+        for thread in &frozen.threads {
+            if let Err(error) = put_back(thread).and_then(|()| ptrace::cont(thread.tid, 0)) {
+                tracing::debug!(tid = thread.tid, %error, "a thread is gone");
+            }
+        }
+    }
+
+    /// Lets a frozen body run on, unless something else still holds it. Threads that were captured are put back first.
+    ///
+    /// # Errors
+    /// The captured threads could not be put back: the body is lost.
+    pub fn thaw(&mut self) -> io::Result<()> {
+        if self.stopped || self.held {
+            if let (Some(departure), Some(built), Some(frozen)) = (self.departure.take(), &self.built, &mut self.frozen) {
+                departure.undo(built, frozen)?;
+            }
+            return Ok(());
+        }
+        let Some(mut frozen) = self.frozen.take() else { return Ok(()) };
+        if let (Some(departure), Some(built)) = (self.departure.take(), &self.built) {
+            departure.undo(built, &mut frozen)?;
+        }
+        self.let_go(&frozen);
+        Ok(())
+    }
+
+    /// Kills the body and takes it apart; nothing of it is left.
+    pub fn end(&mut self) {
+        if let Some(calls) = &self.calls {
+            self.how = match self.how {
+                Exit::Signal { .. } | Exit::Code(_) => self.how,
+            };
+            tracing::debug!(pid = %calls.pid, "the body ends here");
+        }
+        if let Some(built) = self.built.take() {
+            built.end();
+        }
+        self.calls = None;
+        self.tids.clear();
+        self.frozen = None;
+        self.departure = None;
+        self.incoming = None;
+        self.signals = Signals::default();
+        self.stopped = false;
+        self.held = false;
+        self.wants = None;
+    }
+}

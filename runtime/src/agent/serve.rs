@@ -1,0 +1,220 @@
+//! The thread that serves the system calls of one body: receive, decide, gather, send home.
+//!
+//! Nothing else happens on it, because each call of the body waits for it: no wait, no lock that is held across I/O, one message
+//! per call. The answer comes back on the session's receiving thread and goes from there to the body.
+
+use super::calls::{Calls, Replied, Step};
+use super::guest::Guest;
+use super::shared::{BodyCalls, Command, Shared};
+use crate::process::restart::ERESTARTNOINTR;
+use crate::syscall::decide::{Decision, decide};
+use crate::syscall::marshal::{Forward, Gathered, Ids, Scatter, gather};
+use crate::syscall::memory::GuestMemory;
+use crate::syscall::{emulate, table};
+use mosix_loader::script::abi::{TEXT_ROOM, WINDOW};
+use mosix_sys::notif::{Answer, Notification};
+use mosix_wire::call::Reply;
+use mosix_wire::ids::{Seq, Tid};
+use mosix_wire::image::SigAction;
+use mosix_wire::link::{Exit, ToHome};
+use nix::errno::Errno;
+use std::sync::Arc;
+
+/// Serves the calls of a body until it has no thread left.
+pub fn run(shared: &Arc<Shared>, body: &Arc<BodyCalls>) {
+    loop {
+        match body.listener.recv(None) {
+            Ok(Some(n)) => Server { shared, body, n }.serve(),
+            Ok(None) => break,
+            Err(error) => {
+                tracing::error!(pid = %body.pid, %error, "the listener of a body failed");
+                break;
+            }
+        }
+    }
+    shared.command(Command::HungUp(body.pid));
+}
+
+/// Whether the call was made by the stub's code.
+fn from_stub(n: &Notification) -> bool {
+    (WINDOW..=WINDOW + TEXT_ROOM).contains(&n.instruction_pointer)
+}
+
+struct Server<'a> {
+    shared: &'a Arc<Shared>,
+    body: &'a Arc<BodyCalls>,
+    n: Notification,
+}
+
+impl Server<'_> {
+    fn calls(&self) -> &Calls {
+        &self.body.calls
+    }
+
+    fn serve(&self) {
+        match self.calls().received(&self.n, from_stub(&self.n)) {
+            Step::Gather(tid, seq) => self.decide(tid, seq),
+            Step::Again | Step::Held => {}
+            Step::Answered(answered) => {
+                let (sent, reply, payload) = *answered;
+                finish(self.body, self.n.tid, self.n.id, &sent.scatter, &reply, &payload);
+            }
+            Step::Rewind => self.send(Answer::Result(ERESTARTNOINTR)),
+            Step::Own => self.send(Answer::Continue),
+            // A thread that nobody announced: a body has none.
+            Step::Unknown => self.send(Answer::Result(-i64::from(libc::ENOSYS))),
+        }
+    }
+
+    /// Answers without having waited for home.
+    fn answer(&self, answer: Answer) {
+        if self.calls().settled(self.n.tid, self.n.id) {
+            self.send(answer);
+        }
+    }
+
+    fn send(&self, answer: Answer) {
+        send(self.body, self.n.tid, self.n.id, answer);
+    }
+
+    fn decide(&self, tid: Tid, seq: Seq) {
+        let row = table::row(self.n.nr as u32);
+        match decide(row, &self.n.args) {
+            Decision::Native => self.answer(Answer::Continue),
+            Decision::Answer(result) => self.answer(Answer::Result(result)),
+            Decision::Home | Decision::Both => self.forward(row, tid, seq),
+            Decision::Special => self.special(tid),
+            Decision::Return(why) => self.come_home(why),
+        }
+    }
+
+    fn forward(&self, row: &table::Row, tid: Tid, seq: Seq) {
+        let ids = Ids { pid: self.body.pid, tid, epoch: self.body.epoch(), seq };
+        match gather(row, self.n.args, &Guest::of(self.n.tid), ids) {
+            Gathered::Errno(errno) => self.answer(Answer::Result(-i64::from(errno))),
+            Gathered::ComeHome(why) => self.come_home(why),
+            Gathered::Forward(forward) => {
+                let Forward { call, payload, scatter, .. } = *forward;
+                // What was read may be another thread's by now, if the caller died meanwhile.
+                if !self.body.listener.is_valid(self.n.id) {
+                    return;
+                }
+                if self.calls().sent(self.n.tid, self.n.id, seq, scatter) {
+                    self.shared.tell(&ToHome::Call(call), &[&payload]);
+                }
+            }
+        }
+    }
+
+    /// The notification stays open: its thread waits until the process has left.
+    fn come_home(&self, why: &'static str) {
+        tracing::debug!(pid = %self.body.pid, nr = self.n.nr, why, "the process comes home");
+        self.shared.command(Command::WantHome(self.body.pid, self.n.nr as u32));
+    }
+
+    fn special(&self, tid: Tid) {
+        match i64::from(self.n.nr) {
+            libc::SYS_exit_group => {
+                let code = self.n.args[0] as i32 & 0xff;
+                self.shared.command(Command::Exit(self.body.pid, Exit::Code(code)));
+            }
+            libc::SYS_exit => self.exit(tid),
+            libc::SYS_rt_sigaction => self.action(tid),
+            libc::SYS_clock_gettime => self.cpu_clock(tid),
+            _ => self.come_home("not written yet"),
+        }
+    }
+
+    /// The thread ends here and at home.
+    fn exit(&self, tid: Tid) {
+        let status = self.n.args[0] as i32;
+        if self.calls().count() <= 1 {
+            self.shared.command(Command::Exit(self.body.pid, Exit::Code(status & 0xff)));
+            return;
+        }
+        if self.calls().settled(self.n.tid, self.n.id) {
+            self.shared.thread_ended(self.body, tid, status);
+            self.calls().ended(self.n.tid);
+            self.send(Answer::Continue);
+        }
+    }
+
+    /// The body's kernel keeps the handler; home learns of it before any later call.
+    fn action(&self, tid: Tid) {
+        let [signal, new, ..] = self.n.args;
+        if new != 0 {
+            let mut bytes = [0; 32];
+            if Guest::of(self.n.tid).read(new, &mut bytes).is_err() {
+                return self.answer(Answer::Result(-i64::from(libc::EFAULT)));
+            }
+            let word = |index: usize| {
+                let mut word = [0; 8];
+                word.copy_from_slice(&bytes[index * 8..index * 8 + 8]);
+                u64::from_le_bytes(word)
+            };
+            let action = SigAction { handler: word(0), flags: word(1), restorer: word(2), mask: word(3) };
+            if let (Ok(signal @ 1..=64), true) = (u8::try_from(signal), self.body.listener.is_valid(self.n.id)) {
+                let (pid, epoch) = (self.body.pid, self.body.epoch());
+                self.shared.tell(&ToHome::Action { pid, tid, epoch, signal, action }, &[]);
+            }
+        }
+        // Another thread could change the structure between the two reads; then the body's kernel is right about the handler, and
+        // home about what it was told.
+        self.answer(Answer::Continue);
+    }
+
+    /// A CPU clock of the body's own: what it used here. Other clocks with such ids are home's.
+    fn cpu_clock(&self, tid: Tid) {
+        let [id, at, ..] = self.n.args;
+        let used = match emulate::cpu_clock(id, self.body.pid.0, tid.0) {
+            Some(emulate::CpuClock::Process) => super::usage::cpu_ns(self.body.host, None),
+            Some(emulate::CpuClock::Thread) => super::usage::cpu_ns(self.body.host, Some(self.n.tid)),
+            _ => return self.come_home("a clock of another process"),
+        };
+        let ns = used.unwrap_or(0);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&(ns / 1_000_000_000).to_le_bytes());
+        bytes[8..].copy_from_slice(&(ns % 1_000_000_000).to_le_bytes());
+        let result = match Guest::of(self.n.tid).write(at, &bytes) {
+            Ok(()) => 0,
+            Err(_) => -i64::from(libc::EFAULT),
+        };
+        self.answer(Answer::Result(result));
+    }
+}
+
+/// Answers a notification. That its thread is gone is nobody's error.
+pub fn send(body: &BodyCalls, host: i32, id: u64, answer: Answer) {
+    match body.listener.send(id, answer) {
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(error) => tracing::error!(pid = %body.pid, tid = host, %error, "a system call could not be answered"),
+    }
+}
+
+/// Writes the outputs of a call and answers it.
+pub fn finish(body: &BodyCalls, host: i32, id: u64, scatter: &Scatter, reply: &Reply, payload: &[u8]) {
+    let result = match scatter.apply(&Guest::of(host), reply, payload) {
+        Ok(result) => result,
+        Err(error) => {
+            tracing::error!(pid = %body.pid, tid = host, %error, "home's reply");
+            -i64::from(libc::EIO)
+        }
+    };
+    send(body, host, id, Answer::Result(result));
+}
+
+/// A reply from home: on the session's receiving thread.
+pub fn replied(shared: &Shared, reply: &Reply, payload: &[u8]) {
+    let Some(body) = shared.body(reply.pid) else { return };
+    match body.calls.replied(reply, payload) {
+        Replied::Answer { host, id, scatter, due } => {
+            finish(&body, host, id, &scatter, reply, payload);
+            if due {
+                shared.command(Command::Due(body.pid, host));
+            }
+        }
+        Replied::Interrupted(host, code) => shared.command(Command::Interrupted(body.pid, host, code)),
+        Replied::Kept => {}
+        Replied::Stale => tracing::debug!(pid = %reply.pid, tid = %reply.tid, seq = reply.seq.0, "a reply nobody waits for"),
+    }
+}

@@ -1,0 +1,230 @@
+//! What the agent's threads share.
+//!
+//! ```text
+//!  main = tracer     ptrace, waits, births; embeds the commit rules        ◀── commands (queue + eventfd)
+//!  home              receives the session: replies go straight to the body
+//!  calls, per body   receives notifications; sends calls home
+//!  streams           one thread per connection; an image arrives or leaves
+//! ```
+
+use super::calls::Calls;
+use super::files::Files;
+use crate::link::session::SendError;
+use crate::link::{Identity, Pins, Security, Session};
+use mosix_sys::notif::Listener;
+use mosix_sys::procmem::ProcMem;
+use mosix_wire::control::Fingerprint;
+use mosix_wire::frame;
+use mosix_wire::ids::{Epoch, JobId, NodeName, Nonce, Pid, Tid};
+use mosix_wire::image::ProcessImage;
+use mosix_wire::link::{Exit, ToHome, ToHost};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
+use std::time::{Duration, Instant};
+
+/// Who this agent is, as its command line says.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The job.
+    pub job: JobId,
+    /// Its home node.
+    pub home_node: NodeName,
+    /// The supervisor's life.
+    pub home: Nonce,
+    /// The certificate that the supervisor shows.
+    pub supervisor: Fingerprint,
+    /// The job's user at home.
+    pub uid: u32,
+    /// State folder of this node's daemon.
+    pub state_dir: PathBuf,
+    /// Links without TLS, because the node's configuration says so.
+    pub plain: bool,
+}
+
+/// How the home of a process is reached from threads other than the tracer.
+#[derive(Debug)]
+pub struct BodyCalls {
+    /// The process.
+    pub pid: Pid,
+    /// Its thread-group id on this node.
+    pub host: i32,
+    /// Its epoch, as calls name it; changes when it runs on after a failed move.
+    pub epoch: AtomicU64,
+    /// Where its calls arrive.
+    pub listener: Listener,
+    /// Its calls.
+    pub calls: Calls,
+}
+
+impl BodyCalls {
+    /// The epoch that calls name now.
+    pub fn epoch(&self) -> Epoch {
+        Epoch(self.epoch.load(Ordering::Acquire))
+    }
+}
+
+/// What threads want of the tracer.
+#[derive(Debug)]
+pub enum Command {
+    /// Home said something that is not a reply.
+    Home(ToHost),
+    /// The session ended; why.
+    HomeGone(String),
+    /// An image arrives; the answer is where its pages go.
+    Arrive {
+        /// The image, already judged.
+        image: Box<ProcessImage>,
+        /// From another agent, or from home.
+        from: Option<NodeName>,
+        /// Where its pages go, or why it is refused.
+        answer: SyncSender<Result<ProcMem, String>>,
+    },
+    /// All pages of an image are written.
+    Filled(Pid, Epoch),
+    /// The stream of an image broke, or it is wrong.
+    Broken(Pid, Epoch, String),
+    /// A call was interrupted as asked: thread on this node, result.
+    Interrupted(Pid, i32, i64),
+    /// A call ended for which signals waited.
+    Due(Pid, i32),
+    /// A thread made a call that runs only at home.
+    WantHome(Pid, u32),
+    /// A thread called exit_group, or the last one exit.
+    Exit(Pid, Exit),
+    /// The listener of a body hung up: no thread is left.
+    HungUp(Pid),
+    /// All of a departing image but its end was sent.
+    PagesSent(Pid, Epoch),
+    /// The stream of a departing image broke.
+    StreamBroken(Pid, Epoch, String),
+}
+
+/// Shared by all threads of the agent.
+pub struct Shared {
+    /// Who this agent is.
+    pub config: Config,
+    /// The agent's life.
+    pub life: Nonce,
+    /// Its keys.
+    pub identity: Identity,
+    /// The session with home.
+    pub session: Session,
+    /// Bodies whose calls are served.
+    pub bodies: RwLock<HashMap<Pid, Arc<BodyCalls>>>,
+    /// Files of home.
+    pub files: Mutex<Files>,
+    expected: Mutex<HashMap<NodeName, Fingerprint>>,
+    announced: Condvar,
+    queue: Sender<Command>,
+    bell: EventFd,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Takes a lock whose holder may have panicked: what it protects is kept whole between statements.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+}
+
+impl Shared {
+    /// Makes it, with the tracer's end of the queue.
+    ///
+    /// # Errors
+    /// Those of eventfd(2).
+    pub fn new(config: Config, identity: Identity, session: Session, life: Nonce) -> io::Result<(Arc<Self>, Receiver<Command>)> {
+        let (queue, commands) = channel();
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let shared = Self {
+            config,
+            life,
+            identity,
+            session,
+            bodies: RwLock::default(),
+            files: Mutex::default(),
+            expected: Mutex::default(),
+            announced: Condvar::new(),
+            queue,
+            bell,
+        };
+        Ok((Arc::new(shared), commands))
+    }
+
+    /// Gives the tracer a command and wakes it.
+    pub fn command(&self, command: Command) {
+        // The tracer is the main thread: without it there is no process.
+        let _ = self.queue.send(command);
+        let _ = self.bell.write(1);
+    }
+
+    /// Readable when commands wait.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// Makes the bell silent.
+    pub fn quiet(&self) {
+        let _ = self.bell.read();
+    }
+
+    /// The body with this pid at home.
+    pub fn body(&self, pid: Pid) -> Option<Arc<BodyCalls>> {
+        self.bodies.read().unwrap_or_else(|poison| poison.into_inner()).get(&pid).cloned()
+    }
+
+    /// Says something to home. A message that cannot be sent belongs to a session that is over: the receiving thread notices too.
+    pub fn tell(&self, message: &ToHome, payload: &[&[u8]]) {
+        if let Err(error) = self.try_tell(message, payload) {
+            tracing::warn!(job = %self.config.job, %error, "a message to home was not sent");
+        }
+    }
+
+    /// Says something to home, or why not.
+    ///
+    /// # Errors
+    /// The session is over, or the message too large.
+    pub fn try_tell(&self, message: &ToHome, payload: &[&[u8]]) -> Result<(), SendError> {
+        self.session.send(&frame::encode_body(message)?, payload)
+    }
+
+    /// Keys for the supervisor's connections.
+    ///
+    /// # Errors
+    /// Those of the TLS library's set-up.
+    pub fn security(&self, peer: Fingerprint) -> Result<Security, crate::link::tls::TlsError> {
+        if self.config.plain { Ok(Security::Plain) } else { Security::tls(&self.identity, &Pins::one(peer)) }
+    }
+
+    /// Home announced an agent whose connections are welcome.
+    pub fn expect(&self, node: NodeName, fingerprint: Fingerprint) {
+        lock(&self.expected).insert(node, fingerprint);
+        self.announced.notify_all();
+    }
+
+    /// The certificate of the agent on `node`, once home has announced it.
+    pub fn expected(&self, node: &NodeName, patience: Duration) -> Option<Fingerprint> {
+        let deadline = Instant::now() + patience;
+        let mut expected = lock(&self.expected);
+        loop {
+            if let Some(fingerprint) = expected.get(node) {
+                return Some(*fingerprint);
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            expected = self.announced.wait_timeout(expected, left).unwrap_or_else(|poison| poison.into_inner()).0;
+        }
+    }
+
+    /// Says home that a thread ended.
+    pub fn thread_ended(&self, body: &BodyCalls, tid: Tid, status: i32) {
+        self.tell(&ToHome::ThreadExit { pid: body.pid, tid, epoch: body.epoch(), status }, &[]);
+    }
+}
