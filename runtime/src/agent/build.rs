@@ -10,7 +10,7 @@
 
 use super::birth::{self, BirthError, blank};
 use super::calls::{Calls, NewThread};
-use super::nest::Nest;
+use super::nest::{self, Nest};
 use super::shared::{BodyCalls, Shared, lock};
 use super::verify::{self, Unsafe};
 use crate::cpu;
@@ -19,16 +19,16 @@ use crate::process::window::BUFFERS;
 use crate::syscall::filter;
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::{SHARED, SHARED_SIZE, TEXT_ROOM, WINDOW};
-use mosix_loader::vdso::{self, Presented, VdsoError};
+use mosix_loader::vdso::{self, Patched, Presented, VdsoError};
 use mosix_sys::notif::{Answer, Listener};
 use mosix_sys::process::kill;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace;
-use mosix_wire::image::{Backing, ProcessImage};
+use mosix_wire::image::ProcessImage;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::AtomicU64;
 
 /// Draws of the address space before a collision with the node's own vDSO is given up.
@@ -86,6 +86,10 @@ pub struct Built {
     pub body: Body,
     /// Inodes on this node of the image's files, in their order.
     pub inodes: Vec<u64>,
+    /// The body's monotonic and boot time less this node's, in nanoseconds.
+    pub ahead: (i64, i64),
+    /// Where home's vDSO lies, and what of it may be stopped in.
+    pub vdso: Option<(u64, Patched)>,
 }
 
 /// Makes the process and its memory map; gives the body and where its pages go.
@@ -110,6 +114,8 @@ pub fn begin(
         open.push(fd);
         inodes.push(inode);
     }
+    let now = nest::now().map_err(os("reading the clocks"))?;
+    let ahead = (image.clocks.monotonic - now.monotonic, image.clocks.boottime - now.boottime);
     let mut draw = 1;
     let body = loop {
         let fresh = blank(nest, program, image.pid, &image.clocks, &open)?;
@@ -126,7 +132,7 @@ pub fn begin(
         }
     };
     drop(files);
-    let built = Built { image, body, inodes };
+    let mut built = Built { image, body, inodes, ahead, vdso: None };
     match built.furnish() {
         Ok(memory) => Ok((built, memory)),
         Err(error) => {
@@ -138,14 +144,15 @@ pub fn begin(
 
 impl Built {
     /// What the map alone does not bring: the vDSO that works here, no descriptors, a sealed window.
-    fn furnish(&self) -> Result<ProcMem, ArrivalError> {
+    fn furnish(&mut self) -> Result<ProcMem, ArrivalError> {
         let memory = self.body.memory()?;
         if let Some(carried) = &self.image.vdso {
             let mut text = carried.text.clone();
             let functions = self.node_functions(&memory)?;
             let presented = Presented { cpus: self.image.cpu.cpus, realtime_offset_ns: 0 };
-            vdso::patch(&mut text, &functions, presented)?;
+            let patched = vdso::patch(&mut text, &functions, presented)?;
             memory.write(carried.base, &text).map_err(os("writing home's vDSO"))?;
+            self.vdso = Some((carried.base, patched));
         }
         birth::no_descriptors(self.body.pid).map_err(os("limiting descriptors"))?;
         // Older kernels know no mseal; there the filter alone guards the window.
@@ -179,8 +186,8 @@ impl Built {
         }
         verify::body(&self.body, &self.image)?;
         let threads = self.body.tids.iter().zip(&self.image.threads).map(|(host, thread)| {
-            // Registers of a call that is open at home are rewound to its instruction.
-            let call = (thread.regs[10] as i32, thread.regs[16].wrapping_add(2));
+            // Registers stand behind the call's instruction, its number in orig_rax.
+            let call = (thread.regs[15] as i32, thread.regs[16]);
             NewThread { host: *host, tid: thread.tid, seq: thread.seq, open: thread.in_flight.then_some(call) }
         });
         Ok(Arc::new(BodyCalls {
@@ -188,6 +195,7 @@ impl Built {
             host: self.body.pid,
             epoch: AtomicU64::new(self.image.epoch.0),
             listener,
+            sending: Mutex::new(()),
             calls: Calls::new(&threads.collect::<Vec<_>>()),
         }))
     }
@@ -240,7 +248,7 @@ impl Built {
         Ok(listener)
     }
 
-    /// Numbers of this node by numbers at home.
+    /// Numbers at home by numbers of this node.
     pub fn numbers(&self) -> HashMap<i32, i32> {
         self.body.tids.iter().zip(&self.image.threads).map(|(host, thread)| (*host, thread.tid.0)).collect()
     }
@@ -249,12 +257,6 @@ impl Built {
     pub fn end(self) {
         let _ = kill(self.body.pid, libc::SIGKILL);
         birth::end_threads(self.body.pid, &self.body.tids);
-    }
-
-    /// Whether the image has home's vDSO somewhere.
-    pub fn vdso_range(&self) -> Option<std::ops::Range<u64>> {
-        let vma = self.image.vmas.iter().find(|vma| vma.backing == Backing::Vdso)?;
-        Some(vma.start..vma.end)
     }
 }
 

@@ -148,8 +148,13 @@ pub enum Replied {
         /// Signals waited for the end of the call.
         due: bool,
     },
-    /// The call was interrupted, as asked: the tracer answers it with this code.
-    Interrupted(i32, i64),
+    /// The call was interrupted, as asked: the tracer answers it with the reply's code.
+    Interrupted {
+        /// The thread.
+        host: i32,
+        /// What becomes of the outputs.
+        scatter: Scatter,
+    },
     /// Kept for when the thread makes the call again.
     Kept,
     /// Nothing waits for it.
@@ -274,7 +279,10 @@ impl Calls {
         {
             // An interrupted call is for the tracer: only under its eyes a restart code may reach the body.
             if is_restart(reply.result) || (waiting.cancelled && reply.result == -i64::from(libc::EINTR)) {
-                return Replied::Interrupted(host, reply.result);
+                return match &waiting.sent {
+                    Some(sent) => Replied::Interrupted { host, scatter: sent.scatter.clone() },
+                    None => Replied::Stale,
+                };
             }
             let due = thread.due;
             return match thread.waiting.take() {

@@ -5,9 +5,9 @@ use super::depart::Departure;
 use super::serve;
 use super::shared::BodyCalls;
 use super::signals::{self, Delivery, Signals};
-use crate::contract::commit::host::Host;
+use crate::contract::commit::Host;
 use crate::process::freeze::{Frozen, FrozenThread, put_back, wait_for};
-use crate::process::restart::{ERESTARTNOINTR, settle};
+use crate::process::restart::{ERESTARTNOINTR, Standing, settle};
 use mosix_sys::notif::Answer;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event};
@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 pub const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// A process that this agent has, had, or expects.
-#[derive(Debug)]
 pub struct Process {
     /// Its pid at home.
     pub pid: Pid,
@@ -53,8 +52,8 @@ pub struct Process {
     pub how: Exit,
     /// Why something went wrong, for home.
     pub why: String,
-    /// The call for which it wants home.
-    pub wants: Option<u32>,
+    /// The stream on which home wants it.
+    pub way: Option<Box<crate::link::Sender>>,
 }
 
 impl Process {
@@ -75,7 +74,7 @@ impl Process {
             signals: Signals::default(),
             how: Exit::Signal { signal: libc::SIGKILL as u8, core: false },
             why: String::new(),
-            wants: None,
+            way: None,
         }
     }
 
@@ -190,14 +189,25 @@ impl Process {
             match self.standing(tid, event) {
                 Ok(true) => {
                     let mut regs = ptrace::regs(tid)?;
+                    let raw = regs.rax();
                     let standing = settle(&mut regs, |_| false);
-                    return Ok(Some(FrozenThread { tid, regs, standing }));
+                    return Ok(Some(FrozenThread { tid, regs, raw, standing }));
                 }
                 Ok(false) => {}
                 Err(_) if !self.tids.contains(&tid) => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// A built body that was never released, as a frozen one.
+    pub fn standing_still(&self) -> Option<Frozen> {
+        let built = self.built.as_ref()?;
+        let threads = built.body.tids.iter().map(|tid| {
+            let regs = ptrace::regs(*tid).ok()?;
+            Some(FrozenThread { tid: *tid, regs, raw: regs.rax(), standing: Standing::User })
+        });
+        Some(Frozen { pid: built.body.pid, threads: threads.collect::<Option<_>>()? })
     }
 
     fn let_go(&self, frozen: &Frozen) {
@@ -232,12 +242,6 @@ impl Process {
 
     /// Kills the body and takes it apart; nothing of it is left.
     pub fn end(&mut self) {
-        if let Some(calls) = &self.calls {
-            self.how = match self.how {
-                Exit::Signal { .. } | Exit::Code(_) => self.how,
-            };
-            tracing::debug!(pid = %calls.pid, "the body ends here");
-        }
         if let Some(built) = self.built.take() {
             built.end();
         }
@@ -249,6 +253,6 @@ impl Process {
         self.signals = Signals::default();
         self.stopped = false;
         self.held = false;
-        self.wants = None;
+        self.way = None;
     }
 }

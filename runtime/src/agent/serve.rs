@@ -5,7 +5,7 @@
 
 use super::calls::{Calls, Replied, Step};
 use super::guest::Guest;
-use super::shared::{BodyCalls, Command, Shared};
+use super::shared::{BodyCalls, Command, Shared, lock};
 use crate::process::restart::ERESTARTNOINTR;
 use crate::syscall::decide::{Decision, decide};
 use crate::syscall::marshal::{Forward, Gathered, Ids, Scatter, gather};
@@ -24,7 +24,10 @@ use std::sync::Arc;
 pub fn run(shared: &Arc<Shared>, body: &Arc<BodyCalls>) {
     loop {
         match body.listener.recv(None) {
-            Ok(Some(n)) => Server { shared, body, n }.serve(),
+            Ok(Some(n)) => {
+                let _sending = lock(&body.sending);
+                Server { shared, body, n }.serve();
+            }
             Ok(None) => break,
             Err(error) => {
                 tracing::error!(pid = %body.pid, %error, "the listener of a body failed");
@@ -213,7 +216,13 @@ pub fn replied(shared: &Shared, reply: &Reply, payload: &[u8]) {
                 shared.command(Command::Due(body.pid, host));
             }
         }
-        Replied::Interrupted(host, code) => shared.command(Command::Interrupted(body.pid, host, code)),
+        Replied::Interrupted { host, scatter } => {
+            // What an interrupted call leaves behind (the rest of a sleep) is written as home's kernel wrote it.
+            match scatter.apply(&Guest::of(host), reply, payload) {
+                Ok(code) => shared.command(Command::Interrupted(body.pid, host, code)),
+                Err(error) => tracing::error!(pid = %body.pid, tid = host, %error, "home's reply"),
+            }
+        }
         Replied::Kept => {}
         Replied::Stale => tracing::debug!(pid = %reply.pid, tid = %reply.tid, seq = reply.seq.0, "a reply nobody waits for"),
     }

@@ -60,6 +60,8 @@ pub struct BodyCalls {
     pub listener: Listener,
     /// Its calls.
     pub calls: Calls,
+    /// Held while a call is on its way into the session: who has it knows that nothing older is still to be sent.
+    pub sending: Mutex<()>,
 }
 
 impl BodyCalls {
@@ -70,7 +72,6 @@ impl BodyCalls {
 }
 
 /// What threads want of the tracer.
-#[derive(Debug)]
 pub enum Command {
     /// Home said something that is not a reply.
     Home(ToHost),
@@ -99,6 +100,17 @@ pub enum Command {
     Exit(Pid, Exit),
     /// The listener of a body hung up: no thread is left.
     HungUp(Pid),
+    /// Home wants a process on this stream.
+    DepartHome {
+        /// The process.
+        pid: Pid,
+        /// The epoch that the image will have.
+        epoch: Epoch,
+        /// Where the image goes.
+        stream: Box<crate::link::Sender>,
+    },
+    /// The stream for a departing image is there, and its files are known; or why not.
+    Ready(Pid, Epoch, Result<Box<crate::link::Sender>, String>),
     /// All of a departing image but its end was sent.
     PagesSent(Pid, Epoch),
     /// The stream of a departing image broke.

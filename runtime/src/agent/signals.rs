@@ -50,9 +50,9 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes everything that was not delivered: the thread it is for, or the process, and siginfo.
-    pub fn take_undelivered(&mut self) -> Vec<(Option<Tid>, RawSigInfo)> {
-        std::mem::take(&mut self.due)
+    /// What was not delivered: the thread it is for, or the process, and siginfo.
+    pub fn undelivered(&self) -> Vec<(Option<Tid>, RawSigInfo)> {
+        self.due.clone()
     }
 }
 

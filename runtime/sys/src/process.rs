@@ -233,6 +233,15 @@ pub fn kill(pid: i32, signal: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// Sends `signal` to one thread of a process, for real-time signals too.
+///
+/// # Errors
+/// `ESRCH` when the thread is gone, `EAGAIN` when too many real-time signals are queued.
+pub fn tgkill(pid: i32, tid: i32, signal: i32) -> Result<(), Errno> {
+    // SAFETY: tgkill has no memory arguments.
+    Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, pid, tid, signal) }).map(drop)
+}
+
 /// Closes every descriptor but `keep`.
 ///
 /// Only for a process directly after [`fork`] that goes on with nothing but `keep`: any other descriptor object that it still

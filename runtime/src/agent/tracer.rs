@@ -1,0 +1,551 @@
+//! The agent's main thread: everything that traces, forks and waits, driven by the commit rules.
+//!
+//! Events come from the kernel (children and tracees), from the other threads, and from the clock. Each becomes a step of the process's
+//! state machine ([`Host`]), whose effects are carried out here, in order.
+
+use super::birth;
+use super::build;
+use super::depart;
+use super::nest::Nest;
+use super::process::Process;
+use super::serve;
+use super::shared::{Command, Shared};
+use super::signals::{self, Delivery};
+use super::usage;
+use crate::contract::commit::{Host, HostEffect, HostEvent, Order, Place, Report};
+use crate::link::session::State as LinkState;
+use mosix_sys::ptrace::{self, Event};
+use mosix_sys::signalfd;
+use mosix_wire::control::reason;
+use mosix_wire::ids::{Epoch, NodeName, Pid};
+use mosix_wire::link::{Destination, Exit, ToHome, ToHost};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+/// How often the link and leases are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How long home may take for its first connection.
+const FIRST_CONTACT: Duration = Duration::from_secs(60);
+/// Lease until home says otherwise.
+const LEASE: Duration = Duration::from_secs(300);
+
+type Effect = HostEffect<NodeName>;
+
+/// The loop.
+pub struct Tracer {
+    shared: Arc<Shared>,
+    nest: Nest,
+    program: OwnedFd,
+    commands: Receiver<Command>,
+    signals: signalfd::Signals,
+    processes: HashMap<Pid, Process>,
+    lease: Duration,
+    /// Since when home is silent.
+    silent: Option<Instant>,
+    greeted: bool,
+    held: bool,
+    over: Option<String>,
+}
+
+impl Tracer {
+    /// Prepares the loop on the thread that made the place and that will run it.
+    ///
+    /// # Errors
+    /// Those of signalfd(2) and memfd_create(2).
+    pub fn new(shared: Arc<Shared>, nest: Nest, commands: Receiver<Command>) -> io::Result<Self> {
+        Ok(Self {
+            shared,
+            nest,
+            program: birth::stub_program()?,
+            commands,
+            signals: signalfd::Signals::open()?,
+            processes: HashMap::new(),
+            lease: LEASE,
+            silent: Some(Instant::now()),
+            greeted: false,
+            held: false,
+            over: None,
+        })
+    }
+
+    /// Serves the job until it is over here; why. No body is left then.
+    ///
+    /// # Errors
+    /// Those of poll(2).
+    pub fn run(&mut self) -> io::Result<String> {
+        let mut next_tick = Instant::now() + TICK;
+        loop {
+            let left = next_tick.saturating_duration_since(Instant::now());
+            let mut fds = [
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.shared.bell(), PollFlags::POLLIN),
+            ];
+            match poll(&mut fds, PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO)) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            while let Some(signal) = self.signals.next()? {
+                if matches!(signal.signal, libc::SIGTERM | libc::SIGINT) {
+                    self.over.get_or_insert("ended by a signal".to_owned());
+                }
+            }
+            self.reap();
+            self.shared.quiet();
+            while let Ok(command) = self.commands.try_recv() {
+                self.command(command);
+                self.reap();
+            }
+            if Instant::now() >= next_tick {
+                self.tick();
+                next_tick = Instant::now() + TICK;
+            }
+            if let Some(why) = self.over.take() {
+                for pid in self.processes.keys().copied().collect::<Vec<_>>() {
+                    self.step(pid, HostEvent::HomeGone);
+                }
+                return Ok(why);
+            }
+        }
+    }
+
+    // ---- what the kernel says
+
+    fn reap(&mut self) {
+        while let Ok(Some((tid, event))) = ptrace::wait(None, false) {
+            if tid == self.nest.init.pid {
+                if matches!(event, Event::Exited(_) | Event::Killed(..)) {
+                    self.over.get_or_insert("process 1 of the job's namespace ended".to_owned());
+                }
+                continue;
+            }
+            let owner = self.processes.values().find(|process| process.tids.contains(&tid)).map(|process| process.pid);
+            match owner {
+                Some(pid) => self.event(pid, tid, event),
+                None => tracing::debug!(tid, ?event, "an event of nobody's thread"),
+            }
+        }
+    }
+
+    fn event(&mut self, pid: Pid, tid: i32, event: Event) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let resumed = match event {
+            Event::Signal(signal) => match signals::at_stop(process, tid, signal) {
+                Delivery::Deliver(signal) => ptrace::cont(tid, signal),
+                Delivery::Nothing => ptrace::cont(tid, 0),
+                Delivery::Fatal(how) => return self.ended(pid, how),
+            },
+            // An interrupt whose reason is gone, or a group-stop, which only home may order.
+            Event::Stop(_) => ptrace::cont(tid, 0),
+            Event::Job(_) => Ok(()),
+            Event::Ptrace(kind) => {
+                // Nothing that makes a thread, a process or a program is native: something slipped through.
+                tracing::error!(%pid, tid, kind, "a body made a call that it cannot make; it ends");
+                return self.ended(pid, Exit::Signal { signal: libc::SIGKILL as u8, core: false });
+            }
+            Event::Exited(_) | Event::Killed(..) => {
+                process.thread_gone(tid);
+                let leader = process.built.as_ref().map(|built| built.body.pid);
+                if leader == Some(tid) {
+                    let how = match event {
+                        Event::Exited(code) => Exit::Code(code),
+                        Event::Killed(signal, core) => Exit::Signal { signal: signal as u8, core },
+                        _ => Exit::Signal { signal: libc::SIGKILL as u8, core: false },
+                    };
+                    self.ended(pid, how);
+                }
+                return;
+            }
+        };
+        if let Err(error) = resumed {
+            tracing::debug!(%pid, tid, %error, "a thread went away");
+        }
+    }
+
+    /// The body ended by itself.
+    fn ended(&mut self, pid: Pid, how: Exit) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.how = how;
+        if let Some(built) = &process.built
+            && let Some(usage) = usage::of(pid, built.body.pid)
+        {
+            self.shared.tell(&usage, &[]);
+        }
+        self.step(pid, HostEvent::BodyGone);
+    }
+
+    // ---- what other threads say
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Home(message) => self.home(message),
+            Command::HomeGone(why) => {
+                self.over.get_or_insert(why);
+            }
+            Command::Arrive { image, from, answer } => {
+                let (pid, epoch) = (image.pid, image.epoch);
+                if let Err(error) = super::check::image(&image) {
+                    let _ = answer.send(Err(error.to_string()));
+                    self.refuse(pid, epoch, error);
+                    return;
+                }
+                let place = from.map_or(Place::Home, Place::Node);
+                self.process(pid).incoming = Some((image, answer));
+                self.step(pid, HostEvent::Arrive(epoch, place));
+            }
+            Command::Filled(pid, epoch) => self.filled(pid, epoch),
+            Command::Broken(pid, epoch, why) => {
+                self.process(pid).why = why;
+                self.step(pid, HostEvent::BuildFailed(epoch));
+            }
+            Command::Interrupted(pid, host, code) => {
+                if let Some(process) = self.processes.get_mut(&pid)
+                    && let Err(error) = signals::interrupted(process, host, code)
+                {
+                    tracing::debug!(%pid, tid = host, %error, "an interrupted thread went away");
+                }
+            }
+            Command::Due(pid, host) => {
+                let process = self.processes.get_mut(&pid);
+                let how = process.and_then(|process| signals::call_ended(&self.shared, process, host));
+                if let Some(how) = how {
+                    self.ended(pid, how);
+                }
+            }
+            Command::WantHome(pid, nr) => {
+                let running = self.processes.get(&pid).and_then(|process| process.calls.clone());
+                if let Some(calls) = running {
+                    self.shared.tell(&ToHome::WantHome { pid, epoch: calls.epoch(), nr }, &[]);
+                }
+            }
+            Command::Exit(pid, how) => self.ended(pid, how),
+            Command::HungUp(pid) => tracing::debug!(%pid, "the listener has nobody left"),
+            Command::DepartHome { pid, epoch, stream } => {
+                self.process(pid).way = Some(stream);
+                self.order(pid, Order::Depart { attempt: epoch, to: Place::Home });
+                // Whatever the rules said, an unused stream ends here, and home sees it.
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.way = None;
+                }
+            }
+            Command::Ready(pid, attempt, Ok(stream)) => self.capture(pid, attempt, stream, false),
+            Command::Ready(pid, attempt, Err(why)) => {
+                self.process(pid).why = why;
+                self.step(pid, HostEvent::FreezeFailed(attempt));
+            }
+            Command::PagesSent(pid, attempt) => self.step(pid, HostEvent::PagesSent(attempt)),
+            Command::StreamBroken(pid, attempt, why) => {
+                self.process(pid).why = why;
+                self.step(pid, HostEvent::StreamBroken(attempt));
+            }
+        }
+    }
+
+    fn home(&mut self, message: ToHost) {
+        self.greeted = true;
+        match message {
+            ToHost::Hello { lease_s, .. } => self.lease = Duration::from_secs(lease_s.max(1).into()),
+            ToHost::Expect { pid, epoch, from, .. } => self.order(pid, Order::Expect { epoch, from }),
+            ToHost::Run { pid, epoch } => self.order(pid, Order::Run { epoch }),
+            ToHost::Drop { pid, epoch } => self.order(pid, Order::Drop { epoch }),
+            ToHost::Depart { pid, epoch, to, .. } => {
+                let place = match &to {
+                    Destination::Home => {
+                        // Home fetches an image on a page stream; only there.
+                        let reason = "home asked for an image without a stream for it".to_owned();
+                        return self.shared.tell(&ToHome::CannotDepart { pid, epoch, reason }, &[]);
+                    }
+                    Destination::Node { node, .. } => Place::Node(node.clone()),
+                };
+                self.process(pid).destination = Some(to);
+                self.order(pid, Order::Depart { attempt: epoch, to: place });
+            }
+            ToHost::Thaw { pid, attempt, epoch } => self.order(pid, Order::Thaw { attempt, epoch }),
+            ToHost::Signal { pid, tid, info } => {
+                let process = self.processes.get_mut(&pid);
+                let how = process.and_then(|process| signals::from_home(&self.shared, process, tid, &info));
+                if let Some(how) = how {
+                    self.ended(pid, how);
+                }
+            }
+            ToHost::Stop { pid, stop } => self.stop(pid, stop),
+            ToHost::AskUsage => {
+                for process in self.processes.values() {
+                    let usage = process.built.as_ref().and_then(|built| usage::of(process.pid, built.body.pid));
+                    if let Some(usage) = usage {
+                        self.shared.tell(&usage, &[]);
+                    }
+                }
+            }
+            ToHost::Bye => {
+                self.over.get_or_insert("home said good-bye".to_owned());
+            }
+            ToHost::Files(_)
+            | ToHost::FileBytes { .. }
+            | ToHost::Arrive(_)
+            | ToHost::Pages { .. }
+            | ToHost::ImageEnd { .. }
+            | ToHost::Reply(_) => tracing::warn!("home said something on the session that belongs elsewhere"),
+        }
+    }
+
+    /// The deputy stopped, or goes on: so does the body.
+    fn stop(&mut self, pid: Pid, stop: bool) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        process.stopped = stop;
+        if !matches!(process.state, Host::Running { .. }) {
+            return;
+        }
+        if stop {
+            if let Err(error) = process.freeze() {
+                tracing::warn!(%pid, %error, "the body could not be stopped");
+            }
+            return;
+        }
+        self.resume(pid);
+    }
+
+    /// Lets a frozen body run on, with the signals that waited.
+    fn resume(&mut self, pid: Pid) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if let Err(error) = process.thaw() {
+            tracing::error!(%pid, %error, "a frozen body could not be put back");
+            return self.ended(pid, Exit::Signal { signal: libc::SIGKILL as u8, core: false });
+        }
+        if process.frozen.is_some() {
+            return;
+        }
+        if let Some(how) = signals::catch_up(&self.shared, process) {
+            self.ended(pid, how);
+        }
+    }
+
+    // ---- the commit rules
+
+    fn process(&mut self, pid: Pid) -> &mut Process {
+        self.processes.entry(pid).or_insert_with(|| Process::new(pid))
+    }
+
+    fn order(&mut self, pid: Pid, order: Order<NodeName>) {
+        self.step(pid, HostEvent::Order(order));
+    }
+
+    fn step(&mut self, pid: Pid, event: HostEvent<NodeName>) {
+        let process = self.process(pid);
+        let state = std::mem::replace(&mut process.state, Host::Absent);
+        let (state, effects) = state.step(event);
+        process.state = state;
+        for effect in effects {
+            self.perform(pid, effect);
+        }
+        let idle = |process: &Process| process.state == Host::Absent && process.built.is_none() && process.incoming.is_none();
+        if self.processes.get(&pid).is_some_and(idle) {
+            self.processes.remove(&pid);
+        }
+    }
+
+    fn perform(&mut self, pid: Pid, effect: Effect) {
+        match effect {
+            Effect::Report(report) => self.report(pid, report),
+            Effect::Build(epoch) => self.build(pid, epoch),
+            Effect::RefuseImage(epoch) => {
+                if let Some((image, answer)) = self.process(pid).incoming.take_if(|(image, _)| image.epoch == epoch) {
+                    let _ = answer.send(Err(format!("home does not expect epoch {} of process {}", image.epoch.0, image.pid)));
+                }
+            }
+            Effect::ReleaseBody => self.release(pid),
+            Effect::FreezeBody { attempt, .. } => self.leave(pid, attempt),
+            Effect::SendImage(_) => {}
+            Effect::SendEnd(_) => {
+                if let Some(departure) = &self.process(pid).departure {
+                    departure.send_end();
+                }
+            }
+            Effect::ResumeBody(epoch) => {
+                if let Some(calls) = &self.process(pid).calls {
+                    calls.epoch.store(epoch.0, Ordering::Release);
+                }
+                self.resume(pid);
+            }
+            Effect::HoldBody => {
+                let process = self.process(pid);
+                process.held = true;
+                if let Err(error) = process.freeze() {
+                    tracing::warn!(%pid, %error, "the body could not be held");
+                }
+            }
+            Effect::UnholdBody => {
+                self.process(pid).held = false;
+                self.resume(pid);
+            }
+            Effect::KillBody => self.kill(pid),
+        }
+    }
+
+    fn report(&mut self, pid: Pid, report: Report) {
+        let process = self.process(pid);
+        let why = || reason(if process.why.is_empty() { "it is not here" } else { &process.why });
+        let message = match report {
+            Report::Complete(epoch) => ToHome::Complete { pid, epoch },
+            Report::Refused(epoch) => ToHome::Refused { pid, epoch, reason: why() },
+            Report::Running(epoch) => ToHome::Running { pid, epoch },
+            Report::Frozen(epoch) => ToHome::Frozen { pid, epoch },
+            Report::CannotDepart(epoch) => ToHome::CannotDepart { pid, epoch, reason: why() },
+            Report::WantHome(epoch) => ToHome::WantHome { pid, epoch, nr: 0 },
+            Report::Exited(epoch) => ToHome::Exited { pid, epoch, how: process.how },
+        };
+        self.shared.tell(&message, &[]);
+    }
+
+    fn refuse(&self, pid: Pid, epoch: Epoch, why: impl std::fmt::Display) {
+        self.shared.tell(&ToHome::Refused { pid, epoch, reason: reason(why) }, &[]);
+    }
+
+    fn build(&mut self, pid: Pid, epoch: Epoch) {
+        let Some((image, answer)) = self.process(pid).incoming.take() else { return };
+        match build::begin(&self.shared, &self.nest, &self.program, image) {
+            Ok((built, memory)) => {
+                let process = self.process(pid);
+                process.tids = vec![built.body.pid];
+                process.built = Some(built);
+                // A receiver that is gone has sent, or will send, that its stream broke.
+                let _ = answer.send(Ok(memory));
+            }
+            Err(error) => {
+                let why = error.to_string();
+                let _ = answer.send(Err(why.clone()));
+                self.process(pid).why = why;
+                self.step(pid, HostEvent::BuildFailed(epoch));
+            }
+        }
+    }
+
+    /// All pages of an image are there.
+    fn filled(&mut self, pid: Pid, epoch: Epoch) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if process.state != (Host::Building { epoch }) {
+            return;
+        }
+        let Some(built) = &mut process.built else { return };
+        match built.finish(&self.nest) {
+            Ok(calls) => {
+                process.tids = built.body.tids.clone();
+                process.calls = Some(Arc::clone(&calls));
+                let mut bodies = self.shared.bodies.write().unwrap_or_else(|poison| poison.into_inner());
+                bodies.insert(pid, Arc::clone(&calls));
+                drop(bodies);
+                let shared = Arc::clone(&self.shared);
+                let named = std::thread::Builder::new().name(format!("calls {pid}"));
+                match named.spawn(move || serve::run(&shared, &calls)) {
+                    Ok(_) => self.step(pid, HostEvent::Built(epoch)),
+                    Err(error) => {
+                        process.why = error.to_string();
+                        self.step(pid, HostEvent::BuildFailed(epoch));
+                    }
+                }
+            }
+            Err(error) => {
+                process.why = error.to_string();
+                self.step(pid, HostEvent::BuildFailed(epoch));
+            }
+        }
+    }
+
+    fn release(&mut self, pid: Pid) {
+        let process = self.process(pid);
+        if process.stopped {
+            // The deputy is stopped: the body begins when it goes on. Its threads stand where the builder left them.
+            process.frozen = process.standing_still();
+            return;
+        }
+        let released = process.built.as_ref().map_or(Ok(()), |built| built.body.release());
+        if let Err(error) = released {
+            tracing::error!(%pid, %error, "a built body could not be released");
+            self.ended(pid, Exit::Signal { signal: libc::SIGKILL as u8, core: false });
+            return;
+        }
+        self.resume(pid);
+    }
+
+    /// Freezes and captures, or first connects to where the body goes.
+    fn leave(&mut self, pid: Pid, attempt: Epoch) {
+        let process = self.process(pid);
+        if let Some(stream) = process.way.take() {
+            return self.capture(pid, attempt, stream, true);
+        }
+        let (Some(Destination::Node { node, fingerprint }), Some(built)) = (&process.destination, &process.built) else {
+            process.why = "there is no way to the destination".to_owned();
+            return self.step(pid, HostEvent::FreezeFailed(attempt));
+        };
+        let peer = mosix_wire::control::Fingerprint(*fingerprint);
+        let (node, files) = (node.clone(), built.image.files.clone());
+        depart::dial(&self.shared, pid, attempt, node, peer, files);
+    }
+
+    fn capture(&mut self, pid: Pid, attempt: Epoch, stream: Box<crate::link::Sender>, to_home: bool) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if !matches!(process.state, Host::Freezing { attempt: now, .. } if now == attempt) {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        match depart::begin(&shared, process, attempt, stream, to_home) {
+            Ok(()) => self.step(pid, HostEvent::BodyFrozen(attempt)),
+            Err(error) => {
+                process.why = error.to_string();
+                let undone = depart::undo(process);
+                if undone.is_err() || process.tids.is_empty() {
+                    return self.ended(pid, Exit::Signal { signal: libc::SIGKILL as u8, core: false });
+                }
+                self.step(pid, HostEvent::FreezeFailed(attempt));
+                self.resume(pid);
+            }
+        }
+    }
+
+    fn kill(&mut self, pid: Pid) {
+        self.shared.bodies.write().unwrap_or_else(|poison| poison.into_inner()).remove(&pid);
+        self.process(pid).end();
+        let none = self.processes.values().all(|process| process.built.is_none());
+        if none && let Err(error) = self.nest.init.release() {
+            self.over.get_or_insert(format!("process 1 of the job's namespace is gone: {error}"));
+        }
+    }
+
+    // ---- the clock
+
+    fn tick(&mut self) {
+        match self.shared.session.state() {
+            LinkState::Up => {
+                self.silent = None;
+                if std::mem::take(&mut self.held) {
+                    self.each(&HostEvent::LinkBack);
+                }
+            }
+            LinkState::Down { .. } => {
+                let silent = self.silent.get_or_insert_with(Instant::now).elapsed();
+                if !self.greeted && silent > FIRST_CONTACT {
+                    self.over.get_or_insert("home never called".to_owned());
+                } else if silent > self.lease * 2 {
+                    self.over.get_or_insert(format!("home was silent for {} s", silent.as_secs()));
+                } else if silent > self.lease && !self.held {
+                    self.held = true;
+                    self.each(&HostEvent::LeaseOver);
+                }
+            }
+            LinkState::Closed(closed) => {
+                self.over.get_or_insert(closed.to_string());
+            }
+        }
+    }
+
+    fn each(&mut self, event: &HostEvent<NodeName>) {
+        for pid in self.processes.keys().copied().collect::<Vec<_>>() {
+            self.step(pid, event.clone());
+        }
+    }
+}
