@@ -16,6 +16,8 @@ pub struct Manifest {
     kernel: Vec<Kernel>,
     /// What every guest has.
     pub guest: Guest,
+    /// What of the workspace's tests runs in guests.
+    pub tests: Tests,
     /// Program name to the Debian package that has it.
     pub tools: BTreeMap<String, String>,
 }
@@ -50,6 +52,18 @@ pub struct Guest {
     pub python_without: Vec<String>,
 }
 
+/// What of the workspace's tests runs in guests.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tests {
+    /// Packages.
+    pub packages: Vec<String>,
+    /// Test programs, each with the parts of names that its tests have.
+    pub run: BTreeMap<String, Vec<String>>,
+    /// Parts of names of tests left out, and why.
+    pub skip: BTreeMap<String, String>,
+}
+
 impl Manifest {
     /// Reads the workspace's manifest.
     pub fn load() -> Result<Self> {
@@ -58,18 +72,19 @@ impl Manifest {
         toml::from_str(&text).with_context(|| path.display().to_string())
     }
 
+    /// The names of all kernels.
+    pub fn kernel_names(&self) -> Vec<String> {
+        self.kernel.iter().map(|kernel| kernel.name.clone()).collect()
+    }
+
     /// The kernel called `name`.
     pub fn kernel(&self, name: &str) -> Result<&Kernel> {
-        let known = || {
-            self.kernel
-                .iter()
-                .map(|kernel| kernel.name.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
         match self.kernel.iter().find(|kernel| kernel.name == name) {
             Some(kernel) => Ok(kernel),
-            None => bail!("no kernel {name} in vm-images/manifest.toml; it has {}", known()),
+            None => bail!(
+                "no kernel {name} in vm-images/manifest.toml; it has {}",
+                self.kernel_names().join(", ")
+            ),
         }
     }
 }

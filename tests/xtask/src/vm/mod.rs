@@ -21,6 +21,7 @@ mod protocol;
 mod qemu;
 mod state;
 mod tools;
+mod units;
 mod up;
 
 use std::ffi::OsString;
@@ -54,6 +55,8 @@ enum Verb {
         /// The guests to end; all, if none is given.
         names: Vec<String>,
     },
+    /// Run the workspace's tests that depend on the kernel inside guests, one per kernel.
+    Test(units::Test),
     /// List the guests.
     Status {
         /// As JSON.
@@ -95,6 +98,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     match args.verb {
         Verb::Up(args) => up::run(&args, &store, &cache).map(|()| ExitCode::SUCCESS),
         Verb::Exec(args) => run_in_guest(args, &store),
+        Verb::Test(args) => units::run(&args, &store, &cache),
         Verb::Down { names } => down(&names, &store).map(|()| ExitCode::SUCCESS),
         Verb::Status { json } => status(json, &store).map(|()| ExitCode::SUCCESS),
     }

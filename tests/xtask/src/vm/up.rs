@@ -59,6 +59,25 @@ pub struct Up {
     patience: u64,
 }
 
+impl Up {
+    /// The options for guests of these names, one per kernel, with the multicast network.
+    pub fn of(name: Vec<String>, kernel: Vec<String>, memory: u32) -> Self {
+        Self {
+            kernel,
+            cpu: vec!["max".into()],
+            nodes: 1,
+            name,
+            memory: Some(memory),
+            cpus: None,
+            bridge: None,
+            netns: None,
+            attach_lab: None,
+            inject: Vec::new(),
+            patience: 180,
+        }
+    }
+}
+
 /// Starts the guests that do not run yet.
 pub fn run(args: &Up, store: &Store, cache: &Path) -> Result<()> {
     let manifest = Manifest::load()?;
