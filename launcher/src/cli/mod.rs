@@ -5,6 +5,7 @@ mod ctl;
 mod kill;
 pub mod lab;
 mod migrate;
+mod node;
 mod ps;
 mod run;
 
@@ -31,6 +32,7 @@ enum Verb {
     Kill(kill::KillArgs),
     Ctl(ctl::CtlArgs),
     Lab(lab::LabArgs),
+    Node(node::NodeArgs),
     Completion(completion::CompletionArgs),
     Man(completion::ManArgs),
 }
@@ -49,6 +51,7 @@ impl Cli {
             Verb::Kill(args) => kill::run(&args),
             Verb::Ctl(args) => ended(ctl::run(&args)),
             Verb::Lab(args) => ended(lab::run(args)),
+            Verb::Node(args) => ended(node::run(args)),
             Verb::Completion(args) => completion::completion(&args),
             Verb::Man(args) => ended(completion::man(&args)),
         }

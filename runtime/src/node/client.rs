@@ -19,12 +19,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No daemon listens.
-    #[error("no mosixd answers on {path} ({source}): start it with `mosix node run`")]
+    #[error("no mosixd answers on {path} ({error}): start it with `mosix node run`")]
     NoDaemon {
         /// Its socket.
         path: PathBuf,
         /// What connect(2) said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The daemon could not do it; its reason.
     #[error("{0}")]
@@ -40,7 +40,7 @@ pub enum ClientError {
 impl From<ClientError> for io::Error {
     fn from(error: ClientError) -> Self {
         let kind = match &error {
-            ClientError::NoDaemon { source, .. } | ClientError::Io(source) => source.kind(),
+            ClientError::NoDaemon { error, .. } | ClientError::Io(error) => error.kind(),
             ClientError::Refused(_) | ClientError::Unexpected => io::ErrorKind::Other,
         };
         Self::new(kind, error)
@@ -90,7 +90,7 @@ impl Control {
     /// Makes a request and waits for its answer.
     pub fn request(&self, request: &Request) -> Result<(Response, Vec<OwnedFd>), ClientError> {
         let path = self.path();
-        let socket = UnixStream::connect(&path).map_err(|source| ClientError::NoDaemon { path, source })?;
+        let socket = UnixStream::connect(&path).map_err(|error| ClientError::NoDaemon { path, error })?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
         message::send(&socket, request, limits::CONTROL_MESSAGE, &[])?;

@@ -167,6 +167,12 @@ impl Peers {
                     refused = !self.install(&peer, connection, hello, true).await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => refused = true,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    peer.failed(
+                        "it closed the connection without a word: is its transport the same? its log says why"
+                            .to_owned(),
+                    );
+                }
                 Err(error) => peer.failed(describe(&error)),
             }
             if refused {

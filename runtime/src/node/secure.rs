@@ -91,8 +91,9 @@ fn peer(certificates: Option<&[rustls::pki_types::CertificateDer<'_>]>, cluster:
 pub fn describe(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<TlsError>()) {
         Some(error) => describe_tls(error),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            "the connection was closed (its log says why; is its transport the same?)".to_owned()
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "the connection was closed".to_owned(),
+        None if error.kind() == io::ErrorKind::ConnectionRefused => {
+            "connection refused: does its mosixd run, and on this port?".to_owned()
         }
         None => error.to_string(),
     }
