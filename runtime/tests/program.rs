@@ -116,6 +116,46 @@ fn run(path: &Path, args: &[&str]) -> i32 {
     }
 }
 
+#[test]
+fn a_signal_stack_must_hold_this_nodes_frame() {
+    let elf = ElfFile::read(&File::open("/bin/true").unwrap()).unwrap();
+    let own = Auxv::parse(&fs::read("/proc/self/auxv").unwrap()).unwrap();
+    let here = cpu::record();
+    let file = FileRef { device: 0, inode: 0, size: 0, mtime_ns: 0, path: String::new() };
+    let mut image = load(Exec {
+        pid: Pid(7),
+        epoch: Epoch(1),
+        home: Nonce(1),
+        filename: b"/bin/true",
+        program: (&elf, file),
+        interpreter: None,
+        argv: &[b"true".to_vec()],
+        envp: &[],
+        machine: &own.machine(),
+        cpu: here.clone(),
+        node: (&here, cpu::area_size()),
+        clocks: Clocks::default(),
+        attributes: Attributes::default(),
+        mask: 0,
+        ignored: 0,
+        dice: Dice::default(),
+        random: [0; 16],
+    })
+    .unwrap()
+    .image;
+    let birth = cpu::signal_frame();
+    assert!(birth >= 1024, "{birth}");
+    let bigger = birth + 2048;
+    for (flags, size, fits) in [(2, birth, true), (0, birth, false), (0, bigger - 1, false), (0, bigger, true), (0, birth - 1, true)] {
+        image.threads[0].altstack = (0x1000, flags, size);
+        assert_eq!(cpu::admit_signal_stacks(&image, bigger).is_ok(), fits, "{flags} {size}");
+    }
+    assert_eq!(cpu::admit_signal_stacks(&image, cpu::signal_frame()), Ok(()));
+    image.threads[0].altstack = (0x1000, 0, birth);
+    let text = cpu::admit_signal_stacks(&image, bigger).unwrap_err().to_string();
+    assert!(text.contains("thread 7") && text.contains(&bigger.to_string()), "{text}");
+}
+
 /// Says what a program finds at its start, as an exit code: 42 when all is right.
 const GUEST: &str = r#"
 #include <signal.h>

@@ -12,8 +12,9 @@
 pub mod features;
 pub mod xsave;
 
+use mosix_loader::auxv::{Auxv, kind};
 use mosix_sys::cpuid::{cpuid, xcr0};
-use mosix_wire::image::{CpuImage, XsaveComponent};
+use mosix_wire::image::{CpuImage, ProcessImage, ThreadImage, XsaveComponent};
 use std::fmt;
 use xsave::{AREA_FXSAVE, OPTIONAL, component_name};
 
@@ -121,6 +122,44 @@ pub fn admit(image: &CpuImage, local: &CpuImage) -> Result<(), Missing> {
     } else {
         Err(Missing { flags, xcr0 })
     }
+}
+
+/// A thread's alternate signal stack that this node's larger register state would overflow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the signal stack of thread {tid} has {size} bytes; a signal on this node's CPU takes {needed}")]
+pub struct SmallStack {
+    /// The thread's tid at home.
+    pub tid: i32,
+    /// Bytes of its stack.
+    pub size: u64,
+    /// Bytes of a signal frame here.
+    pub needed: u64,
+}
+
+/// Says whether the alternate signal stacks of a body hold a signal frame of a node where a frame takes `needed` bytes (AT_MINSIGSTKSZ).
+/// A frame holds the whole register state, so it grows with the CPU. A stack that was too small at home already is the program's own
+/// affair.
+///
+/// # Errors
+/// The first thread whose stack is too small.
+pub fn admit_signal_stacks(image: &ProcessImage, needed: u64) -> Result<(), SmallStack> {
+    const SS_DISABLE: i32 = 2;
+    let at_birth = Auxv::parse(&image.mm.auxv).and_then(|auxv| auxv.get(kind::MINSIGSTKSZ)).unwrap_or(0);
+    let small = |thread: &&ThreadImage| {
+        let (_, flags, size) = thread.altstack;
+        flags & SS_DISABLE == 0 && size >= at_birth && size < needed
+    };
+    match image.threads.iter().find(small) {
+        Some(thread) => Err(SmallStack { tid: thread.tid.0, size: thread.altstack.2, needed }),
+        None => Ok(()),
+    }
+}
+
+/// Bytes of a signal frame on this node: AT_MINSIGSTKSZ; 0 where the kernel does not say (before 5.14).
+#[must_use]
+pub fn signal_frame() -> u64 {
+    let auxv = std::fs::read("/proc/self/auxv").unwrap_or_default();
+    Auxv::parse(&auxv).and_then(|auxv| auxv.get(kind::MINSIGSTKSZ)).unwrap_or(0)
 }
 
 /// A level of the x86-64 psABI, for `mosix run --cpu`.
