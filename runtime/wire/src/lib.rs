@@ -3,6 +3,8 @@
 //! Nothing here does I/O. Every decoder is for bytes of a possibly hostile peer: sizes are bounded by [`limits`], nothing
 //! panics, and nothing is allocated before its length was checked.
 
+#![forbid(unsafe_code)]
+
 pub mod call;
 pub mod control;
 pub mod frame;
