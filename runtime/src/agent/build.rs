@@ -16,7 +16,8 @@ use super::verify::{self, Unsafe};
 use crate::cpu;
 use crate::process::materialise::{Body, BuildError};
 use crate::process::window::BUFFERS;
-use crate::syscall::filter;
+use crate::syscall::decide::{Decision, decide};
+use crate::syscall::{filter, table};
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::{SHARED, SHARED_SIZE, TEXT_ROOM, WINDOW};
 use mosix_loader::vdso::{self, Patched, Presented, VdsoError};
@@ -188,7 +189,11 @@ impl Built {
         let threads = self.body.tids.iter().zip(&self.image.threads).map(|(host, thread)| {
             // Registers stand behind the call's instruction, its number in orig_rax.
             let call = (thread.regs[15] as i32, thread.regs[16]);
-            NewThread { host: *host, tid: thread.tid, seq: thread.seq, open: thread.in_flight.then_some(call) }
+            // One that is native here is no call of home's any more.
+            let regs = ptrace::Regs(thread.regs);
+            let native = decide(table::row(call.0 as u32), &regs.args()) == Decision::Native;
+            let open = (thread.in_flight && !native).then_some(call);
+            NewThread { host: *host, tid: thread.tid, seq: thread.seq, open }
         });
         Ok(Arc::new(BodyCalls {
             pid: self.image.pid,

@@ -57,6 +57,8 @@ struct Waiting {
     sent: Option<Sent>,
     /// Home was asked to end it.
     cancelled: bool,
+    /// The signal mask that holds while it lasts.
+    mask: Option<u64>,
 }
 
 /// A call that home has.
@@ -72,7 +74,16 @@ pub struct Sent {
 struct Parked {
     made: Made,
     sent: Sent,
-    reply: Option<(Reply, Vec<u8>)>,
+    over: Option<Over>,
+}
+
+/// How a parked call ended at home.
+#[derive(Debug)]
+pub enum Over {
+    /// Its reply, to be applied.
+    Reply(Sent, Reply, Vec<u8>),
+    /// Its result; its outputs are in place.
+    Result(i64),
 }
 
 #[derive(Debug)]
@@ -120,10 +131,10 @@ pub struct NewThread {
 pub enum Step {
     /// Gather it and call [`Calls::sent`].
     Gather(Tid, Seq),
-    /// It is the parked call again; home has it.
-    Again,
-    /// It is the parked call again, and its reply is here: answer it.
-    Answered(Box<(Sent, Reply, Vec<u8>)>),
+    /// It is the parked call again; home has it, and is to be asked to end it when this names it.
+    Again(Option<(Tid, Seq)>),
+    /// It is the parked call again, and it is over: answer it.
+    Answered(Box<Over>),
     /// It waits for the freeze.
     Held,
     /// The thread is being stopped: answer with the restart code.
@@ -145,11 +156,9 @@ pub enum Replied {
         id: u64,
         /// What becomes of the outputs.
         scatter: Scatter,
-        /// Signals waited for the end of the call.
-        due: bool,
     },
-    /// The call was interrupted, as asked: the tracer answers it with the reply's code.
-    Interrupted {
+    /// Signals wait for the end of the call: the tracer answers it with the reply's result, and then lets them in.
+    Due {
         /// The thread.
         host: i32,
         /// What becomes of the outputs.
@@ -177,8 +186,19 @@ pub struct Leaving {
     pub seq: u64,
     /// The call under that number is open at home.
     pub in_flight: bool,
-    /// The call's reply is here: it must be applied before the thread is captured.
-    pub reply: Option<(Scatter, Reply, Vec<u8>)>,
+    /// The call is over: its result must be given before the thread is captured.
+    pub over: Option<Over>,
+}
+
+/// Whether a call may go home.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Going {
+    /// The thread is being stopped: the call waits.
+    No,
+    /// Send it.
+    Yes,
+    /// Send it, and ask home to end it: a signal is due.
+    Cancel,
 }
 
 fn is_restart(result: i64) -> bool {
@@ -222,15 +242,15 @@ impl Calls {
             return Step::Rewind;
         }
         let made = Made::from(n);
-        let mut waiting = Waiting { id: n.id, made, sent: None, cancelled: false };
+        let mut waiting = Waiting { id: n.id, made, sent: None, cancelled: false, mask: None };
         match thread.parked.take_if(|parked| parked.made == made) {
-            Some(Parked { sent, reply: Some((reply, payload)), .. }) => {
-                return Step::Answered(Box::new((sent, reply, payload)));
-            }
-            Some(Parked { sent, reply: None, .. }) => {
+            Some(Parked { over: Some(over), .. }) => return Step::Answered(Box::new(over)),
+            Some(Parked { sent, over: None, .. }) => {
+                waiting.cancelled = thread.due;
+                let cancel = thread.due.then_some((thread.tid, Seq(sent.seq)));
                 waiting.sent = Some(sent);
                 thread.waiting = Some(waiting);
-                return Step::Again;
+                return Step::Again(cancel);
             }
             None => {}
         }
@@ -245,19 +265,21 @@ impl Calls {
         Step::Gather(thread.tid, Seq(seq))
     }
 
-    /// The call of the notification goes home under `seq`, unless this gives false: the thread is being stopped, the call waits.
-    pub fn sent(&self, host: i32, id: u64, seq: Seq, scatter: Scatter) -> bool {
+    /// The call of the notification is to go home under `seq`; `mask` holds while it lasts.
+    pub fn sent(&self, host: i32, id: u64, seq: Seq, scatter: Scatter, mask: Option<u64>) -> Going {
         let mut state = self.lock();
         let running = state.phase == Phase::Running;
-        let Some(thread) = state.threads.get_mut(&host) else { return false };
+        let Some(thread) = state.threads.get_mut(&host) else { return Going::No };
         match &mut thread.waiting {
             Some(waiting) if waiting.id == id && running => {
                 waiting.sent = Some(Sent { seq: seq.0, scatter });
+                waiting.mask = mask;
+                waiting.cancelled = thread.due;
                 thread.seq = seq.0;
                 thread.arrived = None;
-                true
+                if thread.due { Going::Cancel } else { Going::Yes }
             }
-            _ => false,
+            _ => Going::No,
         }
     }
 
@@ -277,32 +299,40 @@ impl Calls {
         if let Some(waiting) = &thread.waiting
             && open(&waiting.sent)
         {
-            // An interrupted call is for the tracer: only under its eyes a restart code may reach the body.
-            if is_restart(reply.result) || (waiting.cancelled && reply.result == -i64::from(libc::EINTR)) {
+            // Only under the tracer's eyes a restart code may reach the body, and handlers run before the call returns.
+            if is_restart(reply.result) || thread.due {
                 return match &waiting.sent {
-                    Some(sent) => Replied::Interrupted { host, scatter: sent.scatter.clone() },
+                    Some(sent) => Replied::Due { host, scatter: sent.scatter.clone() },
                     None => Replied::Stale,
                 };
             }
-            let due = thread.due;
             return match thread.waiting.take() {
-                Some(Waiting { id, sent: Some(sent), .. }) => Replied::Answer { host, id, scatter: sent.scatter, due },
+                Some(Waiting { id, sent: Some(sent), .. }) => Replied::Answer { host, id, scatter: sent.scatter },
                 _ => Replied::Stale,
             };
         }
         match &mut thread.parked {
+            // An interrupted call is made again, as a new one.
+            Some(parked) if parked.sent.seq == reply.seq.0 && is_restart(reply.result) => {
+                thread.parked = None;
+                Replied::Kept
+            }
             Some(parked) if parked.sent.seq == reply.seq.0 => {
-                parked.reply = Some((reply.clone(), payload.to_vec()));
+                parked.over = Some(Over::Reply(parked.sent.clone(), reply.clone(), payload.to_vec()));
                 Replied::Kept
             }
             _ => Replied::Stale,
         }
     }
 
-    /// The notification died before its answer arrived, though the thread lives: the answer is kept for the repeated call.
-    pub fn keep(&self, host: i32, made: Made, sent: Sent, reply: Reply, payload: Vec<u8>) {
-        if let Some(thread) = self.lock().threads.get_mut(&host) {
-            thread.parked = Some(Parked { made, sent, reply: Some((reply, payload)) });
+    /// The call of a thread is over, and its outputs are in place, but it was parked meanwhile: it gets the result when made again.
+    pub fn over(&self, host: i32, result: i64) {
+        let mut state = self.lock();
+        let Some(thread) = state.threads.get_mut(&host) else { return };
+        match &mut thread.parked {
+            Some(_) if is_restart(result) => thread.parked = None,
+            Some(parked) => parked.over = Some(Over::Result(result)),
+            None => {}
         }
     }
 
@@ -351,7 +381,12 @@ impl Calls {
     pub fn wait_for_call(&self, host: i32) -> Option<Option<Seq>> {
         let mut state = self.lock();
         let thread = state.threads.get_mut(&host)?;
-        let waiting = thread.waiting.as_mut()?;
+        let Some(waiting) = thread.waiting.as_mut() else {
+            // It is about to make a call that is open at home; the wish to end it follows then.
+            let open = thread.arrived.is_some() || thread.parked.is_some();
+            thread.due |= open;
+            return open.then_some(None);
+        };
         let seq = waiting.sent.as_ref()?.seq;
         thread.due = true;
         let first = !waiting.cancelled;
@@ -359,18 +394,17 @@ impl Calls {
         Some(first.then_some(Seq(seq)))
     }
 
-    /// The waiting signals of the thread were delivered.
-    pub fn nothing_due(&self, host: i32) {
-        if let Some(thread) = self.lock().threads.get_mut(&host) {
-            thread.due = false;
-        }
-    }
-
-    /// Takes the notification of an interrupted call, to be answered by the tracer. The call is over at home.
-    pub fn take_interrupted(&self, host: i32) -> Option<u64> {
+    /// Takes the notification of a call that is over at home, to be answered by the tracer, and the mask that held during it.
+    pub fn take_due(&self, host: i32) -> Option<(u64, Option<u64>)> {
         let mut state = self.lock();
         let thread = state.threads.get_mut(&host)?;
-        thread.waiting.take().map(|waiting| waiting.id)
+        thread.due = false;
+        thread.waiting.take().map(|waiting| (waiting.id, waiting.mask))
+    }
+
+    /// The mask that the thread's call brought with it.
+    pub fn mask(&self, host: i32) -> Option<u64> {
+        self.lock().threads.get(&host)?.waiting.as_ref()?.mask
     }
 
     /// Whether the thread waits for an answer.
@@ -404,15 +438,11 @@ impl Calls {
     pub fn leaving(&self, host: i32) -> Leaving {
         let mut state = self.lock();
         let Some(thread) = state.threads.get_mut(&host) else {
-            return Leaving { seq: 0, in_flight: false, reply: None };
+            return Leaving { seq: 0, in_flight: false, over: None };
         };
-        let answered = thread.parked.take_if(|parked| parked.reply.is_some());
-        let reply = answered.and_then(|parked| {
-            let (reply, payload) = parked.reply?;
-            Some((parked.sent.scatter, reply, payload))
-        });
+        let over = thread.parked.take_if(|parked| parked.over.is_some()).and_then(|parked| parked.over);
         let in_flight = thread.parked.is_some() || thread.arrived.is_some();
-        Leaving { seq: thread.seq, in_flight, reply }
+        Leaving { seq: thread.seq, in_flight, over }
     }
 }
 
@@ -420,7 +450,7 @@ impl Calls {
 fn park(thread: &mut Thread) -> Option<u64> {
     let waiting = thread.waiting.take()?;
     if let Some(sent) = waiting.sent {
-        thread.parked = Some(Parked { made: waiting.made, sent, reply: None });
+        thread.parked = Some(Parked { made: waiting.made, sent, over: None });
     }
     Some(waiting.id)
 }

@@ -7,6 +7,7 @@
 //! ```
 
 use super::build::Built;
+use super::calls::Over;
 use super::guest::Guest;
 use super::layout;
 use super::nest;
@@ -130,20 +131,23 @@ pub fn begin(
     };
     // Slow, so before the freeze; a mapping that changes meanwhile keeps no flags.
     let flags = maps::flags(pid).unwrap_or_default();
-    process.freeze().map_err(DepartError::Freeze)?;
+    process.freeze(shared).map_err(DepartError::Freeze)?;
     let (Some(built), Some(mut frozen), Some(calls)) = (&process.built, process.frozen.take(), &process.calls) else {
         return Err(DepartError::Freeze(io::ErrorKind::NotFound.into()));
     };
     let mut seqs = Vec::with_capacity(frozen.threads.len());
     for thread in &mut frozen.threads {
         let leaving = calls.calls.leaving(thread.tid);
-        if let Some((scatter, reply, payload)) = leaving.reply {
-            // Home answered while the thread was being stopped: the call ends here.
-            if let Ok(result) = scatter.apply(&Guest::of(thread.tid), &reply, &payload) {
-                thread.regs.set_rax(result as u64);
-                thread.regs.set_orig_rax(u64::MAX);
-                thread.standing = Standing::User;
-            }
+        // Home answered while the thread was being stopped: the call ends here.
+        let result = match leaving.over {
+            Some(Over::Reply(sent, reply, payload)) => sent.scatter.apply(&Guest::of(thread.tid), &reply, &payload).ok(),
+            Some(Over::Result(result)) => Some(result),
+            None => None,
+        };
+        if let Some(result) = result {
+            thread.regs.set_rax(result as u64);
+            thread.regs.set_orig_rax(u64::MAX);
+            thread.standing = Standing::User;
         }
         seqs.push((leaving.seq, leaving.in_flight));
     }

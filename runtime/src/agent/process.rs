@@ -3,7 +3,7 @@
 use super::build::Built;
 use super::depart::Departure;
 use super::serve;
-use super::shared::BodyCalls;
+use super::shared::{BodyCalls, Shared};
 use super::signals::{self, Delivery, Signals};
 use crate::contract::commit::Host;
 use crate::process::freeze::{Frozen, FrozenThread, put_back, wait_for};
@@ -82,7 +82,7 @@ impl Process {
     ///
     /// # Errors
     /// `ESRCH` when it ended, a time-out when it does not stop.
-    pub fn stop_thread(&mut self, tid: i32, limit: Duration) -> io::Result<()> {
+    pub fn stop_thread(&mut self, shared: &Shared, tid: i32, limit: Duration) -> io::Result<()> {
         let deadline = Instant::now() + limit;
         ptrace::interrupt(tid)?;
         loop {
@@ -90,7 +90,7 @@ impl Process {
             // Its call may be received only after the look at it: look again soon.
             let soon = (Instant::now() + Duration::from_millis(2)).min(deadline);
             match wait_for(tid, soon)? {
-                Some(event) if self.standing(tid, event)? => return Ok(()),
+                Some(event) if self.standing(shared, tid, event)? => return Ok(()),
                 Some(_) => {}
                 None if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
                 None => {}
@@ -108,11 +108,11 @@ impl Process {
     }
 
     /// Takes an event of a thread that is to stop: whether it stands still now.
-    fn standing(&mut self, tid: i32, event: Event) -> io::Result<bool> {
+    fn standing(&mut self, shared: &Shared, tid: i32, event: Event) -> io::Result<bool> {
         match event {
             Event::Stop(_) => Ok(true),
             Event::Signal(signal) => {
-                let deliver = match signals::at_stop(self, tid, signal) {
+                let deliver = match signals::at_stop(shared, self, tid, signal) {
                     Delivery::Deliver(signal) => signal,
                     Delivery::Nothing => 0,
                     Delivery::Fatal(how) => {
@@ -150,7 +150,7 @@ impl Process {
     ///
     /// # Errors
     /// The body runs on as before, or ended (`ESRCH`).
-    pub fn freeze(&mut self) -> io::Result<()> {
+    pub fn freeze(&mut self, shared: &Shared) -> io::Result<()> {
         if self.frozen.is_some() {
             return Ok(());
         }
@@ -168,7 +168,7 @@ impl Process {
         let deadline = Instant::now() + STOP_LIMIT;
         let mut frozen = Frozen { pid: host, threads: Vec::with_capacity(self.tids.len()) };
         for tid in self.tids.clone() {
-            match self.settle_thread(tid, deadline) {
+            match self.settle_thread(shared, tid, deadline) {
                 Ok(Some(thread)) => frozen.threads.push(thread),
                 Ok(None) if tid != host => {}
                 Ok(None) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
@@ -183,10 +183,10 @@ impl Process {
     }
 
     /// Waits for one interrupted thread; `None` when it ended.
-    fn settle_thread(&mut self, tid: i32, deadline: Instant) -> io::Result<Option<FrozenThread>> {
+    fn settle_thread(&mut self, shared: &Shared, tid: i32, deadline: Instant) -> io::Result<Option<FrozenThread>> {
         loop {
             let Some(event) = wait_for(tid, deadline)? else { return Err(io::ErrorKind::TimedOut.into()) };
-            match self.standing(tid, event) {
+            match self.standing(shared, tid, event) {
                 Ok(true) => {
                     let mut regs = ptrace::regs(tid)?;
                     let raw = regs.rax();

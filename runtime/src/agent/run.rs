@@ -6,80 +6,51 @@ use super::tracer::Tracer;
 use super::{home, streams};
 use crate::link::{Identity, Session, SessionOptions};
 use crate::node::AgentSocket;
-use mosix_wire::control::AgentIdentity;
+use crate::node::agent_start::{AgentReady, AgentStart};
+use crate::node::config::Transport;
 use mosix_wire::ids::Nonce;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-/// Usage of the hidden verb, for whoever starts it by hand.
-const USAGE: &str = "mosix agent --state-dir DIR --job ID --home-node NAME --home NONCE --supervisor FINGERPRINT --uid N [--plain]";
-
-/// Runs an agent: the hidden verb `mosix agent`, started by a node's daemon. `args` follow the verb. Must be called by the process's
-/// only thread.
-pub fn main(args: impl Iterator<Item = String>) -> ExitCode {
-    let config = match parse(args) {
-        Ok(config) => config,
-        Err(why) => {
-            eprintln!("mosix agent: {why}\nusage: {USAGE}");
-            return ExitCode::from(2);
-        }
+/// Runs an agent: the hidden verb `mosix agent`, started by a node's daemon, which tells the rest on standard input
+/// ([`AgentStart`]). Must be called by the process's only thread.
+pub fn main() -> ExitCode {
+    let start = match AgentStart::read(std::io::stdin()) {
+        Ok(start) => start,
+        Err(error) => return failed(&format!("the daemon's line on standard input: {error}")),
     };
-    let job = config.job;
-    match run(config) {
+    let job = start.job;
+    match run(&start) {
         Ok(why) => {
             tracing::info!(%job, why, "the agent ends");
             ExitCode::SUCCESS
         }
-        Err(error) => {
-            eprintln!("mosix agent: job {job}: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&format!("{error:#}")),
     }
 }
 
-/// Reads the command line.
-///
-/// # Errors
-/// What is missing or wrong.
-pub fn parse(mut args: impl Iterator<Item = String>) -> Result<Config, String> {
-    let (mut state_dir, mut job, mut home_node, mut home, mut supervisor, mut uid) = (None, None, None, None, None, None);
-    let mut plain = false;
-    while let Some(name) = args.next() {
-        if name == "--plain" {
-            plain = true;
-            continue;
-        }
-        let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
-        let bad = |_| format!("{name}: {value:?} is not valid");
-        match name.as_str() {
-            "--state-dir" => state_dir = Some(PathBuf::from(&value)),
-            "--job" => job = Some(value.parse().map_err(|_| bad(()))?),
-            "--home-node" => home_node = Some(mosix_wire::ids::NodeName(value)),
-            "--home" => home = Some(Nonce(u64::from_str_radix(&value, 16).map_err(|_| bad(()))?)),
-            "--supervisor" => supervisor = Some(value.parse().map_err(|_| bad(()))?),
-            "--uid" => uid = Some(value.parse().map_err(|_| bad(()))?),
-            _ => return Err(format!("{name} is not an option")),
-        }
-    }
-    let missing = |name: &str| format!("{name} is missing");
-    Ok(Config {
-        job: job.ok_or_else(|| missing("--job"))?,
-        home_node: home_node.ok_or_else(|| missing("--home-node"))?,
-        home: home.ok_or_else(|| missing("--home"))?,
-        supervisor: supervisor.ok_or_else(|| missing("--supervisor"))?,
-        uid: uid.ok_or_else(|| missing("--uid"))?,
-        state_dir: state_dir.ok_or_else(|| missing("--state-dir"))?,
-        plain,
-    })
+fn failed(why: &str) -> ExitCode {
+    // Nobody may listen any more; the log is written in any case.
+    let _ = AgentReady::Error(why.to_owned()).write(std::io::stdout());
+    eprintln!("mosix agent: {why}");
+    ExitCode::FAILURE
 }
 
 /// Makes the place, listens, and serves the job to its end; why it ended.
 ///
 /// # Errors
 /// What could not be set up.
-pub fn run(config: Config) -> anyhow::Result<String> {
+pub fn run(start: &AgentStart) -> anyhow::Result<String> {
+    let config = Config {
+        job: start.job,
+        home_node: start.home_node.clone(),
+        home: start.home,
+        supervisor: start.supervisor()?,
+        uid: start.uid,
+        state_dir: start.state_dir.clone(),
+        plain: start.transport == Transport::Plain,
+    };
     mosix_sys::process::block_all_signals()?;
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
@@ -87,22 +58,14 @@ pub fn run(config: Config) -> anyhow::Result<String> {
     let nest = Nest::make(config.uid)?;
     // Keys exist only from here on: process 1 was forked before and knows none.
     let identity = Identity::generate()?;
-    let socket = AgentSocket::bind(
-        &config.state_dir,
-        AgentIdentity {
-            job: config.job,
-            home_node: config.home_node.clone(),
-            home: config.home,
-            fingerprint: identity.fingerprint(),
-            supervisor: config.supervisor,
-            uid: config.uid,
-        },
-    )?;
+    let fingerprint = identity.fingerprint();
+    let socket = AgentSocket::bind(&config.state_dir, start.identity(fingerprint)?)?;
     let mut life = [0; 8];
     aws_lc_rs::rand::fill(&mut life).map_err(|_| anyhow::anyhow!("no random numbers from the kernel"))?;
     let session = Session::accept(SessionOptions::default())?;
     let (shared, commands) = Shared::new(config, identity, session, Nonce(u64::from_le_bytes(life)))?;
     serve(&shared, socket)?;
+    AgentReady::Fingerprint(fingerprint.to_string()).write(std::io::stdout())?;
     let why = Tracer::new(Arc::clone(&shared), nest, commands)?.run()?;
     shared.session.close();
     Ok(why)

@@ -3,7 +3,7 @@
 //! Nothing else happens on it, because each call of the body waits for it: no wait, no lock that is held across I/O, one message
 //! per call. The answer comes back on the session's receiving thread and goes from there to the body.
 
-use super::calls::{Calls, Replied, Step};
+use super::calls::{Calls, Going, Over, Replied, Step};
 use super::guest::Guest;
 use super::shared::{BodyCalls, Command, Shared, lock};
 use crate::process::restart::ERESTARTNOINTR;
@@ -57,11 +57,14 @@ impl Server<'_> {
     fn serve(&self) {
         match self.calls().received(&self.n, from_stub(&self.n)) {
             Step::Gather(tid, seq) => self.decide(tid, seq),
-            Step::Again | Step::Held => {}
-            Step::Answered(answered) => {
-                let (sent, reply, payload) = *answered;
-                finish(self.body, self.n.tid, self.n.id, &sent.scatter, &reply, &payload);
-            }
+            Step::Held | Step::Again(None) => {}
+            Step::Again(Some((tid, seq))) => self.cancel(tid, seq),
+            Step::Answered(over) => match *over {
+                Over::Reply(sent, reply, payload) => {
+                    finish(self.body, self.n.tid, self.n.id, &sent.scatter, &reply, &payload);
+                }
+                Over::Result(result) => self.send(Answer::Result(result)),
+            },
             Step::Rewind => self.send(Answer::Result(ERESTARTNOINTR)),
             Step::Own => self.send(Answer::Continue),
             // A thread that nobody announced: a body has none.
@@ -97,16 +100,25 @@ impl Server<'_> {
             Gathered::Errno(errno) => self.answer(Answer::Result(-i64::from(errno))),
             Gathered::ComeHome(why) => self.come_home(why),
             Gathered::Forward(forward) => {
-                let Forward { call, payload, scatter, .. } = *forward;
+                let Forward { call, payload, scatter, temp_mask } = *forward;
                 // What was read may be another thread's by now, if the caller died meanwhile.
                 if !self.body.listener.is_valid(self.n.id) {
                     return;
                 }
-                if self.calls().sent(self.n.tid, self.n.id, seq, scatter) {
+                let going = self.calls().sent(self.n.tid, self.n.id, seq, scatter, temp_mask);
+                if going != Going::No {
                     self.shared.tell(&ToHome::Call(call), &[&payload]);
+                }
+                if going == Going::Cancel {
+                    self.cancel(tid, seq);
                 }
             }
         }
+    }
+
+    fn cancel(&self, tid: Tid, seq: Seq) {
+        let (pid, epoch) = (self.body.pid, self.body.epoch());
+        self.shared.tell(&ToHome::Cancel { pid, tid, epoch, seq }, &[]);
     }
 
     /// The notification stays open: its thread waits until the process has left.
@@ -210,16 +222,11 @@ pub fn finish(body: &BodyCalls, host: i32, id: u64, scatter: &Scatter, reply: &R
 pub fn replied(shared: &Shared, reply: &Reply, payload: &[u8]) {
     let Some(body) = shared.body(reply.pid) else { return };
     match body.calls.replied(reply, payload) {
-        Replied::Answer { host, id, scatter, due } => {
-            finish(&body, host, id, &scatter, reply, payload);
-            if due {
-                shared.command(Command::Due(body.pid, host));
-            }
-        }
-        Replied::Interrupted { host, scatter } => {
-            // What an interrupted call leaves behind (the rest of a sleep) is written as home's kernel wrote it.
+        Replied::Answer { host, id, scatter } => finish(&body, host, id, &scatter, reply, payload),
+        Replied::Due { host, scatter } => {
+            // What the call leaves behind (data, the rest of a sleep) is written as home's kernel wrote it.
             match scatter.apply(&Guest::of(host), reply, payload) {
-                Ok(code) => shared.command(Command::Interrupted(body.pid, host, code)),
+                Ok(result) => shared.command(Command::Due(body.pid, host, result)),
                 Err(error) => tracing::error!(pid = %body.pid, tid = host, %error, "home's reply"),
             }
         }

@@ -90,10 +90,8 @@ pub enum Command {
     Filled(Pid, Epoch),
     /// The stream of an image broke, or it is wrong.
     Broken(Pid, Epoch, String),
-    /// A call was interrupted as asked: thread on this node, result.
-    Interrupted(Pid, i32, i64),
-    /// A call ended for which signals waited.
-    Due(Pid, i32),
+    /// A call is over for whose end signals waited: thread on this node, result.
+    Due(Pid, i32, i64),
     /// A thread made a call that runs only at home.
     WantHome(Pid, u32),
     /// A thread called exit_group, or the last one exit.

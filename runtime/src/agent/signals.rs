@@ -23,6 +23,7 @@ use crate::syscall::table;
 use mosix_loader::script::abi::WINDOW;
 use mosix_loader::script::stub;
 use mosix_sys::notif::Answer;
+use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event, RawSigInfo};
 use mosix_wire::ids::Tid;
 use mosix_wire::image::SigInfo;
@@ -37,6 +38,8 @@ const SI_TKILL: i32 = -6;
 /// Where an injected call's siginfo lies in the buffer of its thread's slot.
 const INFO_AT: usize = 0x1000;
 const LIMIT: Duration = Duration::from_secs(2);
+/// Offset of uc_sigmask in the frame of a handler: return address, then ucontext's flags, link, stack and mcontext.
+const FRAME_MASK: u64 = 8 + 8 + 8 + 24 + 256;
 
 /// Signals on their way to one body.
 #[derive(Debug, Default)]
@@ -148,18 +151,26 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
         Some(tid) => calls.calls.host_tid(tid).into_iter().collect(),
         None => process.tids.clone(),
     };
-    let taker = candidates.iter().find_map(|tid| masks(*tid).filter(|m| m.blocked & bit(signal) == 0).map(|m| (*tid, m)));
+    let taker = candidates.iter().find_map(|tid| {
+        let masks = masks(*tid)?;
+        // Calls such as ppoll bring a mask of their own, which home's half of the call does not have.
+        let blocked = calls.calls.mask(*tid).unwrap_or(masks.blocked);
+        (blocked & bit(signal) == 0).then_some((*tid, masks))
+    });
     let Some((host, masks)) = taker else {
         // Nobody takes it now: it is pending, in the body's own kernel.
-        let queued = queue_to_self(process, tid.and(candidates.first().copied()), &info);
+        let queued = queue_to_self(shared, process, tid.and(candidates.first().copied()), &info);
         report(process, signal, queued);
         return None;
     };
     if masks.caught & bit(signal) == 0 {
         return match default_of(signal) {
             _ if masks.ignored & bit(signal) != 0 => None,
-            // Stops are home's: the deputy stops, and home says so.
-            Default_::Ignore | Default_::Stop => None,
+            Default_::Ignore => None,
+            Default_::Stop => {
+                stop_at_home(shared, process, signal);
+                None
+            }
             Default_::End { core } => Some(Exit::Signal { signal: signal as u8, core }),
         };
     }
@@ -174,13 +185,20 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
         process.signals.due.push((calls.calls.home_tid(host), info));
     } else if waits_for_signals(host) {
         // sigwaitinfo(2) takes a signal without a delivery stop: it must be true from the start.
-        let queued = queue_to_self(process, tid.map(|_| host), &info);
+        let queued = queue_to_self(shared, process, tid.map(|_| host), &info);
         report(process, signal, queued);
     } else {
         let sent = send(process, host, info);
         report(process, signal, sent);
     }
     None
+}
+
+/// Stops are made at home, whose parent and terminal must see them; the body follows.
+fn stop_at_home(shared: &Shared, process: &Process, signal: i32) {
+    if let Some(calls) = &process.calls {
+        shared.tell(&ToHome::StopSignal { pid: calls.pid, epoch: calls.epoch(), signal: signal as u8 }, &[]);
+    }
 }
 
 fn report(process: &Process, signal: i32, result: io::Result<()>) {
@@ -207,21 +225,19 @@ fn send(process: &mut Process, host: i32, info: RawSigInfo) -> io::Result<()> {
 }
 
 /// A thread of the body is about to get a signal.
-pub fn at_stop(process: &mut Process, tid: i32, signal: i32) -> Delivery {
-    let Ok(info) = ptrace::siginfo(tid) else { return Delivery::Nothing };
-    if code(&info) == SI_TKILL && sender(&info) == 0 {
-        // From outside of the pid namespace: the agent's own.
-        let expected = process.signals.expected.get_mut(&(tid, signal)).and_then(VecDeque::pop_front);
-        let Some(truth) = expected else { return Delivery::Nothing };
-        if ptrace::set_siginfo(tid, &truth).is_err() {
-            return Delivery::Nothing;
-        }
+pub fn at_stop(shared: &Shared, process: &mut Process, tid: i32, signal: i32) -> Delivery {
+    if !process.expects(tid, signal).unwrap_or(false) {
+        return Delivery::Nothing;
     }
     let masks = masks(tid).unwrap_or_default();
     if masks.caught & bit(signal) == 0 {
         return match default_of(signal) {
             _ if masks.ignored & bit(signal) != 0 => Delivery::Nothing,
-            Default_::Ignore | Default_::Stop => Delivery::Nothing,
+            Default_::Ignore => Delivery::Nothing,
+            Default_::Stop => {
+                stop_at_home(shared, process, signal);
+                Delivery::Nothing
+            }
             Default_::End { core } => Delivery::Fatal(Exit::Signal { signal: signal as u8, core }),
         };
     }
@@ -248,56 +264,65 @@ fn spare_call(tid: i32) {
     }
 }
 
-/// Home ended a call as it was asked to: the thread gets home's code while it is interrupted, then its signals.
+/// A call is over at home for whose end signals waited: the thread gets the result while it is interrupted, and the signals before it
+/// returns to its program.
 ///
 /// # Errors
 /// The thread ended, or does not stop.
-pub fn interrupted(process: &mut Process, host: i32, result: i64) -> io::Result<()> {
+pub fn call_over(process: &mut Process, host: i32, result: i64) -> io::Result<()> {
     let Some(calls) = process.calls.clone() else { return Ok(()) };
     let tid = calls.calls.home_tid(host);
     let infos = take_due(process, tid);
-    calls.calls.nothing_due(host);
     let answer = match result {
-        // Without a signal the call goes on as if nothing had been.
-        _ if infos.is_empty() => ERESTARTNOINTR,
-        // The deadline is home's; a handler ends such a call with EINTR whatever its flags.
+        // The deadline is home's; a handler ends such a call with EINTR whatever its flags, and without one it goes on.
+        ERESTART_RESTARTBLOCK if infos.is_empty() => ERESTARTNOINTR,
         ERESTART_RESTARTBLOCK => EINTR,
-        code => code,
+        -515 => ERESTARTNOINTR,
+        other => other,
     };
-    if process.frozen.is_some() {
-        // Its thread is stopped at the call's instruction: the signals wait with it, the call is made again.
+    ptrace::interrupt(host)?;
+    let Some((id, mask)) = calls.calls.take_due(host) else {
+        // Its thread was stopped meanwhile, at the call's instruction: result and signals wait for it to make the call again.
+        calls.calls.over(host, answer);
         process.signals.due.extend(infos.into_iter().map(|info| (tid, info)));
         return Ok(());
-    }
-    ptrace::interrupt(host)?;
-    let Some(id) = calls.calls.take_interrupted(host) else { return Ok(()) };
+    };
     serve::send(&calls, host, id, Answer::Result(answer));
-    process.stop_thread_answered(host, LIMIT)?;
-    if !infos.is_empty() {
-        process.signals.coded.push(host);
+    process.wait_stop(host)?;
+    process.signals.coded.push(host);
+    let old = ptrace::sigmask(host)?;
+    if let Some(mask) = mask {
+        ptrace::set_sigmask(host, mask)?;
     }
     for info in infos {
         let signal = number(&info);
         let sent = send(process, host, info);
         report(process, signal, sent);
     }
+    if mask.is_some() {
+        under_mask(process, host, old)?;
+    }
     ptrace::cont(host, 0)
 }
 
-/// A call ended by itself for which signals waited.
-pub fn call_ended(shared: &Shared, process: &mut Process, host: i32) -> Option<Exit> {
-    let calls = process.calls.clone()?;
-    calls.calls.nothing_due(host);
-    if process.frozen.is_some() {
-        return None;
+/// Lets the first handler begin under a temporary mask, with the old mask as what its return brings back.
+fn under_mask(process: &mut Process, host: i32, old: u64) -> io::Result<()> {
+    let before = ptrace::regs(host)?.rsp();
+    // The interrupt is renewed while the thread stands: after whatever the signals do, it stops before its program's next instruction.
+    ptrace::interrupt(host)?;
+    ptrace::cont(host, 0)?;
+    process.wait_stop(host)?;
+    let regs = ptrace::regs(host)?;
+    if regs.rsp() < before && in_handler(&regs) {
+        ProcMem::guest(host).write(regs.rsp() + FRAME_MASK, &old.to_le_bytes())
+    } else {
+        ptrace::set_sigmask(host, old)
     }
-    let tid = calls.calls.home_tid(host);
-    for info in take_due(process, tid) {
-        if let Some(how) = raise(shared, process, tid, info) {
-            return Some(how);
-        }
-    }
-    None
+}
+
+/// At a handler's first instruction rdx points at the frame's ucontext.
+fn in_handler(regs: &ptrace::Regs) -> bool {
+    regs.rdx() == regs.rsp() + 8
 }
 
 fn take_due(process: &mut Process, tid: Option<Tid>) -> Vec<RawSigInfo> {
@@ -309,17 +334,26 @@ fn take_due(process: &mut Process, tid: Option<Tid>) -> Vec<RawSigInfo> {
 }
 
 impl Process {
+    /// At a delivery stop of an expected signal: its true siginfo is put in place.
+    fn expects(&mut self, tid: i32, signal: i32) -> io::Result<bool> {
+        let info = ptrace::siginfo(tid)?;
+        if code(&info) != SI_TKILL || sender(&info) != 0 {
+            return Ok(true);
+        }
+        match self.signals.expected.get_mut(&(tid, signal)).and_then(VecDeque::pop_front) {
+            Some(truth) => ptrace::set_siginfo(tid, &truth).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
     /// Waits until a thread stands still that was interrupted and whose call was answered.
-    fn stop_thread_answered(&mut self, tid: i32, limit: Duration) -> io::Result<()> {
-        let deadline = Instant::now() + limit;
+    fn wait_stop(&mut self, tid: i32) -> io::Result<()> {
+        let deadline = Instant::now() + LIMIT;
         loop {
             match wait_for(tid, deadline)? {
                 Some(Event::Stop(_)) => return Ok(()),
                 Some(Event::Signal(signal)) => {
-                    let deliver = match at_stop(self, tid, signal) {
-                        Delivery::Deliver(signal) => signal,
-                        _ => 0,
-                    };
+                    let deliver = if self.expects(tid, signal)? { signal } else { 0 };
                     ptrace::interrupt(tid)?;
                     ptrace::cont(tid, deliver)?;
                 }
@@ -338,7 +372,7 @@ impl Process {
 }
 
 /// Makes the body queue a signal to itself: to a thread of it, or to the process. Only so may siginfo say anything.
-fn queue_to_self(process: &mut Process, thread: Option<i32>, info: &RawSigInfo) -> io::Result<()> {
+fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, info: &RawSigInfo) -> io::Result<()> {
     let (Some(built), Some(calls)) = (&process.built, process.calls.clone()) else { return Ok(()) };
     // The kernel lets a thread choose any siginfo only for a signal to its own number.
     let host = thread.unwrap_or(built.body.pid);
@@ -348,7 +382,7 @@ fn queue_to_self(process: &mut Process, thread: Option<i32>, info: &RawSigInfo) 
     built.body.window.write_buffer(slot, INFO_AT, info)?;
     let at = Window::buffer(slot).0 + INFO_AT as u64;
     let (signal, pid) = (number(info) as u64, process.pid.0 as u64);
-    process.stop_thread(host, LIMIT)?;
+    process.stop_thread(shared, host, LIMIT)?;
     calls.calls.set_injecting(host, true);
     let result = match thread {
         Some(_) => inject(host, libc::SYS_rt_tgsigqueueinfo, [pid, number_inside, signal, at, 0, 0]),

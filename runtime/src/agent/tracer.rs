@@ -135,7 +135,7 @@ impl Tracer {
     fn event(&mut self, pid: Pid, tid: i32, event: Event) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         let resumed = match event {
-            Event::Signal(signal) => match signals::at_stop(process, tid, signal) {
+            Event::Signal(signal) => match signals::at_stop(&self.shared, process, tid, signal) {
                 Delivery::Deliver(signal) => ptrace::cont(tid, signal),
                 Delivery::Nothing => ptrace::cont(tid, 0),
                 Delivery::Fatal(how) => return self.ended(pid, how),
@@ -203,18 +203,11 @@ impl Tracer {
                 self.process(pid).why = why;
                 self.step(pid, HostEvent::BuildFailed(epoch));
             }
-            Command::Interrupted(pid, host, code) => {
+            Command::Due(pid, host, result) => {
                 if let Some(process) = self.processes.get_mut(&pid)
-                    && let Err(error) = signals::interrupted(process, host, code)
+                    && let Err(error) = signals::call_over(process, host, result)
                 {
                     tracing::debug!(%pid, tid = host, %error, "an interrupted thread went away");
-                }
-            }
-            Command::Due(pid, host) => {
-                let process = self.processes.get_mut(&pid);
-                let how = process.and_then(|process| signals::call_ended(&self.shared, process, host));
-                if let Some(how) = how {
-                    self.ended(pid, how);
                 }
             }
             Command::WantHome(pid, nr) => {
@@ -302,7 +295,9 @@ impl Tracer {
             return;
         }
         if stop {
-            if let Err(error) = process.freeze() {
+            let shared = Arc::clone(&self.shared);
+            let Some(process) = self.processes.get_mut(&pid) else { return };
+            if let Err(error) = process.freeze(&shared) {
                 tracing::warn!(%pid, %error, "the body could not be stopped");
             }
             return;
@@ -373,9 +368,10 @@ impl Tracer {
                 self.resume(pid);
             }
             Effect::HoldBody => {
+                let shared = Arc::clone(&self.shared);
                 let process = self.process(pid);
                 process.held = true;
-                if let Err(error) = process.freeze() {
+                if let Err(error) = process.freeze(&shared) {
                     tracing::warn!(%pid, %error, "the body could not be held");
                 }
             }
