@@ -1,5 +1,6 @@
 //! The command line: one file per verb. A new verb is a file, a variant of [`Verb`] and a line in [`Cli::run`].
 
+mod agent;
 mod completion;
 mod ctl;
 mod kill;
@@ -33,6 +34,8 @@ enum Verb {
     Ctl(ctl::CtlArgs),
     Lab(lab::LabArgs),
     Node(node::NodeArgs),
+    #[command(hide = true)]
+    Agent(agent::AgentArgs),
     Completion(completion::CompletionArgs),
     Man(completion::ManArgs),
 }
@@ -52,6 +55,7 @@ impl Cli {
             Verb::Ctl(args) => ended(ctl::run(&args)),
             Verb::Lab(args) => ended(lab::run(args)),
             Verb::Node(args) => ended(node::run(args)),
+            Verb::Agent(args) => agent::run(&args),
             Verb::Completion(args) => completion::completion(&args),
             Verb::Man(args) => ended(completion::man(&args)),
         }
