@@ -14,7 +14,7 @@ use mosix_runtime::process::window::Window;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event};
 use mosix_wire::ids::{Epoch, Nonce, Pid};
-use mosix_wire::image::{Attributes, Clocks, FileRef};
+use mosix_wire::image::{Attributes, Clocks, CpuImage, FileRef};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -151,6 +151,15 @@ fn a_signal_stack_must_hold_this_nodes_frame() {
         assert_eq!(cpu::admit_signal_stacks(&image, bigger).is_ok(), fits, "{flags} {size}");
     }
     assert_eq!(cpu::admit_signal_stacks(&image, cpu::signal_frame()), Ok(()));
+    // Registers that come from a CPU without XSAVE fit this one after arrival, and a second time changes nothing.
+    image.threads[0].xsave.truncate(512);
+    image.cpu = CpuImage { xsave: Vec::new(), xcr0: 0, ..image.cpu };
+    cpu::settle(&mut image).unwrap();
+    assert_eq!(image.threads[0].xsave.len(), cpu::area_size());
+    assert_eq!((image.cpu.xcr0, &image.cpu.xsave), (0, &here.xsave), "its birth stays, its layout is this node's");
+    let once = image.clone();
+    cpu::settle(&mut image).unwrap();
+    assert_eq!(image, once);
     image.threads[0].altstack = (0x1000, 0, birth);
     let text = cpu::admit_signal_stacks(&image, bigger).unwrap_err().to_string();
     assert!(text.contains("thread 7") && text.contains(&bigger.to_string()), "{text}");

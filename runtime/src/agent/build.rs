@@ -103,10 +103,7 @@ pub fn begin(
     program: &OwnedFd,
     mut image: Box<ProcessImage>,
 ) -> Result<(Built, ProcMem), ArrivalError> {
-    let (here, size) = (cpu::record(), cpu::area_size());
-    for thread in &mut image.threads {
-        thread.xsave = cpu::xsave::convert(&thread.xsave, &image.cpu, &here, size)?;
-    }
+    cpu::settle(&mut image)?;
     let files = lock(&shared.files);
     let mut open: Vec<BorrowedFd<'_>> = Vec::with_capacity(image.files.len());
     let mut inodes = Vec::with_capacity(image.files.len());

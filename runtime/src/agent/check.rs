@@ -82,7 +82,8 @@ fn threads(image: &ProcessImage) -> Result<(), BadImage> {
         if thread.tid.0 < 2 || !seen.insert(thread.tid) {
             return Err(BadImage::Wrong("a thread id is impossible or there twice"));
         }
-        count("bytes of vector registers", thread.xsave.len(), 576, XSAVE)?;
+        // 512: a CPU without XSAVE.
+        count("bytes of vector registers", thread.xsave.len(), 512, XSAVE)?;
         count("pending signals of a thread", thread.pending.len(), 0, PENDING)?;
         count("bytes of a thread's name", thread.comm.len(), 0, 64)?;
         if thread.pending.iter().any(|info| info.0.len() != SIGINFO) {

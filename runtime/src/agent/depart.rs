@@ -255,7 +255,7 @@ fn image_of(
         pending: captured.pending,
         clocks,
         vdso: old.vdso.clone(),
-        cpu: old.cpu.clone(),
+        cpu: crate::cpu::captured_here(&old.cpu),
         attributes,
     };
     Ok((image, pages))

@@ -16,7 +16,7 @@ use mosix_loader::auxv::{Auxv, kind};
 use mosix_sys::cpuid::{cpuid, xcr0};
 use mosix_wire::image::{CpuImage, ProcessImage, ThreadImage, XsaveComponent};
 use std::fmt;
-use xsave::{AREA_FXSAVE, OPTIONAL, component_name};
+use xsave::{AREA_FXSAVE, OPTIONAL, XsaveError, component_name};
 
 /// Reads this node's CPU: what a program born now may use, and where this node keeps extended state.
 #[must_use]
@@ -35,6 +35,21 @@ pub fn record() -> CpuImage {
 #[must_use]
 pub fn captured_here(birth: &CpuImage) -> CpuImage {
     CpuImage { xsave: components(xcr0().unwrap_or(0)), ..birth.clone() }
+}
+
+/// Makes the registers of an image that came from another node fit this one. To be done once, on arrival at a host or back home, before
+/// anything else looks at them.
+///
+/// # Errors
+/// When a thread uses registers that this node lacks, or its area is damaged.
+pub fn settle(image: &mut ProcessImage) -> Result<(), XsaveError> {
+    let (here, size) = (captured_here(&image.cpu), area_size());
+    let node = CpuImage { xcr0: xcr0().unwrap_or(0), ..here.clone() };
+    for thread in &mut image.threads {
+        thread.xsave = xsave::convert(&thread.xsave, &image.cpu, &node, size)?;
+    }
+    image.cpu = here;
+    Ok(())
 }
 
 /// Bytes of the area in which this node's kernel hands out a thread's extended registers.
