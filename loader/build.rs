@@ -1,5 +1,7 @@
 //! Compiles the freestanding stub with rustc directly: it is neither a test nor a library of the workspace.
 
+#![allow(clippy::expect_used, reason = "a build script fails by panicking")]
+
 use std::path::PathBuf;
 use std::process::Command;
 

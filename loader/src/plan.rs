@@ -153,7 +153,7 @@ fn phdr_address(program: &ElfFile, bias: u64) -> u64 {
     let holds = |segment: &&Segment| {
         segment.offset <= program.phoff && program.phoff < segment.offset.saturating_add(segment.filesz)
     };
-    let last = program.segments.iter().filter(holds).next_back();
+    let last = program.segments.iter().rfind(holds);
     let vaddr = last.map_or(0, |segment| (program.phoff - segment.offset).wrapping_add(segment.vaddr));
     relocated(vaddr, bias)
 }

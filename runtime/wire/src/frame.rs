@@ -219,7 +219,7 @@ mod tests {
         fn garbage_never_passes_a_limit(mut bytes: [u8; HEADER], fix in 0..4u8) {
             // Half-valid garbage reaches the later checks.
             if fix > 0 { bytes[0..4].copy_from_slice(&MAGIC); }
-            if fix > 1 { bytes[4] = VERSION; bytes[5] = bytes[5] % 7; }
+            if fix > 1 { bytes[4] = VERSION; bytes[5] %= 7; }
             if fix > 2 { bytes[6] = 0; bytes[7] = 0; }
             if let Ok(header) = Header::decode(&bytes) {
                 prop_assert!(header.body as usize <= limits::FRAME_BODY);

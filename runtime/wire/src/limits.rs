@@ -25,7 +25,8 @@ pub const VMAS: usize = 131_072;
 pub const PAGE_RUN: usize = 1 << 20;
 
 // The header of a frame has 32 bits for either length.
-const _: () = assert!(FRAME_BODY < u32::MAX as usize && FRAME_PAYLOAD < u32::MAX as usize);
+const _: () = assert!(FRAME_BODY < u32::MAX as usize);
+const _: () = assert!(FRAME_PAYLOAD < u32::MAX as usize);
 
 /// Largest message on a control socket in bytes: a list of 1,000 peers with their last errors stays below.
 pub const CONTROL_MESSAGE: usize = 1 << 20;
