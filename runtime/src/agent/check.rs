@@ -45,6 +45,9 @@ pub enum BadImage {
     /// The node's CPU cannot run it.
     #[error(transparent)]
     Cpu(#[from] cpu::Missing),
+    /// A signal would overflow a thread's alternate stack here.
+    #[error(transparent)]
+    SignalStack(#[from] cpu::SmallStack),
 }
 
 fn count(what: &'static str, count: usize, least: usize, most: usize) -> Result<(), BadImage> {
@@ -70,7 +73,8 @@ pub fn image(image: &ProcessImage) -> Result<(), BadImage> {
     if image.cpu.cpus == 0 {
         return Err(BadImage::Wrong("home has no CPU"));
     }
-    Ok(cpu::admit(&image.cpu, &cpu::record())?)
+    cpu::admit(&image.cpu, &cpu::record())?;
+    Ok(cpu::admit_signal_stacks(image, cpu::signal_frame())?)
 }
 
 fn threads(image: &ProcessImage) -> Result<(), BadImage> {
