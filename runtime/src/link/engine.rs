@@ -93,7 +93,7 @@ impl Incoming {
 pub(super) struct Engine {
     side: Side,
     /// Encoded records (answers to a key update) that the next write sends first.
-    pending: Vec<u8>,
+    pending: Outgoing,
     /// The connection has failed; the library is not called any more.
     failed: bool,
 }
@@ -156,7 +156,7 @@ impl Engine {
         };
         let mut engine = Self {
             side,
-            pending: Vec::new(),
+            pending: Outgoing::default(),
             failed: false,
         };
         let deadline = Instant::now() + timeout;
@@ -167,12 +167,17 @@ impl Engine {
         Ok(Some(engine))
     }
 
+    fn flush_pending(&mut self, out: &mut Outgoing) {
+        out.extend(self.pending.filled());
+        self.pending.clear();
+    }
+
     /// Appends the records of `plain` to `out`.
-    pub(super) fn encrypt(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), LinkError> {
+    pub(super) fn encrypt(&mut self, plain: &[u8], out: &mut Outgoing) -> Result<(), LinkError> {
         if self.failed {
             return Err(LinkError::Cut);
         }
-        out.append(&mut self.pending);
+        self.flush_pending(out);
         let done = match &mut self.side {
             Side::Client(connection) => encrypt(&mut **connection, plain, out),
             Side::Server(connection) => encrypt(&mut **connection, plain, out),
@@ -199,11 +204,11 @@ impl Engine {
     }
 
     /// Appends a close_notify alert to `out`, so that the peer can tell an end from a cut.
-    pub(super) fn close(&mut self, out: &mut Vec<u8>) {
+    pub(super) fn close(&mut self, out: &mut Outgoing) {
         if self.failed {
             return;
         }
-        out.append(&mut self.pending);
+        self.flush_pending(out);
         match &mut self.side {
             Side::Client(connection) => close(&mut **connection, out),
             Side::Server(connection) => close(&mut **connection, out),
@@ -211,22 +216,50 @@ impl Engine {
     }
 }
 
-/// Appends at most `room` bytes to `out` through `fill`, which says how many it used.
-fn append<E>(out: &mut Vec<u8>, room: usize, fill: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
-    let before = out.len();
-    out.resize(before + room, 0);
-    let used = fill(&mut out[before..]);
-    out.truncate(before + used.as_ref().ok().copied().unwrap_or(0).min(room));
-    used.map(|_| ())
+/// Records on their way to the socket. The room behind them stays initialised: clearing it for every call would cost as much
+/// as a copy.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl Outgoing {
+    pub(super) fn filled(&self) -> &[u8] {
+        &self.bytes[..self.used]
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        let used = self.used + bytes.len();
+        if self.bytes.len() < used {
+            self.bytes.resize(used, 0);
+        }
+        self.bytes[self.used..used].copy_from_slice(bytes);
+        self.used = used;
+    }
+
+    /// Appends at most `room` bytes through `fill`, which says how many it used.
+    fn append<E>(&mut self, room: usize, fill: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
+        let end = self.used + room;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.used += fill(&mut self.bytes[self.used..end])?.min(room);
+        Ok(())
+    }
 }
 
 fn encode<P: Process>(
     state: &mut rustls::unbuffered::EncodeTlsData<'_, P::Data>,
-    out: &mut Vec<u8>,
+    out: &mut Outgoing,
 ) -> Result<(), LinkError> {
     let mut room = 4 * SLACK;
     loop {
-        match append(out, room, |bytes| state.encode(bytes)) {
+        match out.append(room, |bytes| state.encode(bytes)) {
             Ok(()) => return Ok(()),
             Err(EncodeError::InsufficientSize(need)) if need.required_size > room => room = need.required_size,
             Err(_) => return Err(LinkError::NotTls),
@@ -241,7 +274,7 @@ fn shake<P: Process>(
     early: &mut Vec<u8>,
     deadline: Instant,
 ) -> Result<(), LinkError> {
-    let mut out = Vec::with_capacity(4 * SLACK);
+    let mut out = Outgoing::default();
     loop {
         let UnbufferedStatus { mut discard, state } = connection.process(incoming.filled());
         let mut starved = false;
@@ -249,7 +282,7 @@ fn shake<P: Process>(
         match state {
             Ok(ConnectionState::EncodeTlsData(mut state)) => encode::<P>(&mut state, &mut out)?,
             Ok(ConnectionState::TransmitTlsData(state)) => {
-                socket.write_all(&out)?;
+                socket.write_all(out.filled())?;
                 out.clear();
                 state.done();
             }
@@ -270,7 +303,7 @@ fn shake<P: Process>(
                 // The alert tells the other side why.
                 incoming.discard(discard);
                 drain_alert(connection, incoming, &error, &mut out);
-                let _ = socket.write_all(&out);
+                let _ = socket.write_all(out.filled());
                 socket.shutdown_write();
                 return Err(error.into());
             }
@@ -297,7 +330,7 @@ fn shake<P: Process>(
     }
 }
 
-fn drain_alert<P: Process>(connection: &mut P, incoming: &mut Incoming, error: &rustls::Error, out: &mut Vec<u8>) {
+fn drain_alert<P: Process>(connection: &mut P, incoming: &mut Incoming, error: &rustls::Error, out: &mut Outgoing) {
     // The library gives out what it has queued before it looks at the bytes. Bytes that are no record stay in the buffer and
     // would fail again, so then the one message must do; else a few can be waiting, and the bound keeps a surprise of the
     // library from looping here.
@@ -320,13 +353,13 @@ fn drain_alert<P: Process>(connection: &mut P, incoming: &mut Incoming, error: &
     }
 }
 
-fn encrypt<P: Process>(connection: &mut P, plain: &[u8], out: &mut Vec<u8>) -> Result<(), LinkError> {
+fn encrypt<P: Process>(connection: &mut P, plain: &[u8], out: &mut Outgoing) -> Result<(), LinkError> {
     loop {
         match connection.process(&mut []).state? {
             ConnectionState::WriteTraffic(mut state) => {
                 let mut room = plain.len() + (plain.len() / RECORD + 1) * RECORD_EXTRA + SLACK;
                 loop {
-                    match append(out, room, |bytes| state.encrypt(plain, bytes)) {
+                    match out.append(room, |bytes| state.encrypt(plain, bytes)) {
                         Ok(()) => return Ok(()),
                         Err(EncryptError::InsufficientSize(need)) if need.required_size > room => {
                             room = need.required_size;
@@ -347,7 +380,7 @@ fn encrypt<P: Process>(connection: &mut P, plain: &[u8], out: &mut Vec<u8>) -> R
 fn decrypt<P: Process>(
     connection: &mut P,
     incoming: &mut Incoming,
-    pending: &mut Vec<u8>,
+    pending: &mut Outgoing,
     sink: &mut impl FnMut(&[u8]),
 ) -> Result<Decrypted, LinkError> {
     loop {
@@ -378,9 +411,9 @@ fn decrypt<P: Process>(
     }
 }
 
-fn close<P: Process>(connection: &mut P, out: &mut Vec<u8>) {
+fn close<P: Process>(connection: &mut P, out: &mut Outgoing) {
     if let Ok(ConnectionState::WriteTraffic(mut state)) = connection.process(&mut []).state {
         // Best effort: a peer without the alert sees a cut, which it must survive anyway.
-        let _ = append(out, SLACK, |bytes| state.queue_close_notify(bytes));
+        let _ = out.append(SLACK, |bytes| state.queue_close_notify(bytes));
     }
 }

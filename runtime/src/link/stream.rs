@@ -1,6 +1,6 @@
 //! Frames over one connection. No numbering, no memory: a break is an error and the end.
 
-use super::engine::{Decrypted, End, Engine, Incoming, RECORD};
+use super::engine::{Decrypted, End, Engine, Incoming, Outgoing, RECORD};
 use super::socket::Socket;
 use super::tls::Security;
 use mosix_wire::frame::{FrameError, HEADER, Header, Kind};
@@ -110,7 +110,7 @@ pub struct Sender {
     /// Plaintext of less than a record, gathered.
     stage: Vec<u8>,
     /// Records on their way to the socket.
-    out: Vec<u8>,
+    out: Outgoing,
 }
 
 /// The receiving half of a [`Stream`].
@@ -148,7 +148,7 @@ impl Stream {
                 socket: socket.clone(),
                 engine: engine.clone(),
                 stage: Vec::new(),
-                out: Vec::new(),
+                out: Outgoing::default(),
             },
             rx: Receiver {
                 socket,
@@ -248,7 +248,7 @@ impl Sender {
                     RECORD - self.stage.len()
                 };
                 let room = if direct {
-                    BATCH.saturating_sub(self.out.len()).max(RECORD) / RECORD * RECORD
+                    BATCH.saturating_sub(self.out.filled().len()).max(RECORD) / RECORD * RECORD
                 } else {
                     RECORD
                 };
@@ -263,8 +263,8 @@ impl Sender {
                     }
                 }
                 part = rest;
-                if self.out.len() >= BATCH {
-                    self.socket.write_all(&self.out)?;
+                if self.out.filled().len() >= BATCH {
+                    self.socket.write_all(self.out.filled())?;
                     self.out.clear();
                 }
             }
@@ -272,7 +272,7 @@ impl Sender {
         if !self.stage.is_empty() {
             lock(engine).encrypt(&self.stage, &mut self.out)?;
         }
-        Ok(self.socket.write_all(&self.out)?)
+        Ok(self.socket.write_all(self.out.filled())?)
     }
 
     /// Tells the peer that nothing more follows, so that it can tell this end from a cut.
@@ -280,7 +280,7 @@ impl Sender {
         if let Some(engine) = &self.engine {
             self.out.clear();
             lock(engine).close(&mut self.out);
-            self.socket.write_all(&self.out)?;
+            self.socket.write_all(self.out.filled())?;
         }
         self.socket.shutdown_write();
         Ok(())
