@@ -130,6 +130,12 @@ impl StandIn {
 
     /// Stops as the program did, and comes back when somebody continues this process.
     fn stop(&mut self, signal: i32) {
+        // Old news: whoever continued the program since then continued this process as well, and stopping now would be a stop
+        // that nobody ends. Happens when a signal of the terminal stopped both, before the supervisor could say so.
+        let runs = |pid| Stat::read(pid).is_ok_and(|s| matches!(s.state, 'R' | 'S' | 'D'));
+        if self.program.is_some_and(runs) {
+            return;
+        }
         stop_by(signal);
         self.went_on();
     }
