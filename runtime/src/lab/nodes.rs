@@ -3,6 +3,7 @@
 use super::folder::{LabFolder, NodeFiles, private_dir};
 use super::record::{ProcessRecord, wait_end};
 use super::{LabError, LabSpec, enter, keys};
+use crate::node::Control;
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -12,6 +13,9 @@ use std::time::{Duration, Instant};
 
 /// How long a mosixd has to answer on its socket.
 const START: Duration = Duration::from_secs(20);
+
+/// How long `up` waits for the links between them.
+const LINKS: Duration = Duration::from_secs(5);
 
 /// The program that runs now, by its real path.
 pub(super) fn own_program() -> Result<PathBuf, LabError> {
@@ -70,6 +74,24 @@ pub fn start(folder: &LabFolder, node: &str) -> Result<(), LabError> {
             )));
         }
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until the nodes' daemons are linked with each other, so that a move works at once. Not a failure when they are not:
+/// the lab is there, and `mosix node status` on a node says what is wrong.
+pub fn wait_for_links(folder: &LabFolder, spec: &LabSpec) {
+    let deadline = Instant::now() + LINKS;
+    for node in &spec.nodes {
+        let control = Control::at(folder.node(&node.name).state);
+        let linked = || {
+            let peers = control.nodes().unwrap_or_default();
+            spec.nodes.iter().filter(|other| *other != node).all(|other| {
+                peers.iter().any(|peer| peer.name.0 == other.name && peer.up)
+            })
+        };
+        while !linked() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 

@@ -61,6 +61,9 @@ fn there(folder: &LabFolder, spec: &LabSpec) -> Result<Raised, LabError> {
             restarted.push(node.name.clone());
         }
     }
+    if !restarted.is_empty() {
+        nodes::wait_for_links(folder, &is);
+    }
     Ok(Raised::There { restarted })
 }
 
@@ -83,6 +86,7 @@ fn build(folder: &LabFolder, spec: &LabSpec, owner: Option<i32>) -> Result<(), L
                     .unwrap_or_else(|_| Err(LabError::Keeper("a thread failed".into())))
             })
         })?;
+        nodes::wait_for_links(folder, spec);
     }
     Ok(())
 }
