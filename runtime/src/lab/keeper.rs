@@ -218,8 +218,8 @@ fn wait_for(owner: &std::os::fd::OwnedFd) -> Result<(), LabError> {
 
 /// Ends the lab by a process of its own, which ends this one as its last step.
 fn down(folder: &LabFolder) -> Result<(), LabError> {
-    let exe = super::nodes::own_program()?;
-    let status = Command::new(exe)
+    // Not by its name: the file may have been replaced since (a rebuild, an upgrade).
+    let status = Command::new("/proc/self/exe")
         .args(["lab", "down", "--name", folder.name()])
         .status();
     let status = status.map_err(LabError::io("cannot run `mosix lab down`"))?;
