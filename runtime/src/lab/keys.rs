@@ -24,7 +24,10 @@ pub fn write(folder: &LabFolder, spec: &LabSpec) -> Result<(), LabError> {
 
 fn failed(node: &str, error: &KeyError) -> LabError {
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-    LabError::Prepare { node: node.to_owned(), reason: format!("{error}{cause}") }
+    LabError::Prepare {
+        node: node.to_owned(),
+        reason: format!("{error}{cause}"),
+    }
 }
 
 /// The `config.toml` of a node: it listens on its own address and knows all others.
@@ -38,7 +41,14 @@ fn config(folder: &LabFolder, spec: &LabSpec, node: &LabNode) -> String {
     put("runtime_dir", files.run.display().to_string().into());
     let peers = spec.nodes.iter().chain(&spec.extra).map(|peer| {
         let address = format!("{}:{PORT}", peer.address);
-        toml::Value::Table([("name".to_owned(), peer.name.clone().into()), ("address".to_owned(), address.into())].into_iter().collect())
+        toml::Value::Table(
+            [
+                ("name".to_owned(), peer.name.clone().into()),
+                ("address".to_owned(), address.into()),
+            ]
+            .into_iter()
+            .collect(),
+        )
     });
     put("peers", toml::Value::Array(peers.collect()));
     format!("# Written by `mosix lab up` for lab {:?}.\n{root}", spec.name)

@@ -85,9 +85,10 @@ pub fn wait_for_links(folder: &LabFolder, spec: &LabSpec) {
         let control = Control::at(folder.node(&node.name).state);
         let linked = || {
             let peers = control.nodes().unwrap_or_default();
-            spec.nodes.iter().filter(|other| *other != node).all(|other| {
-                peers.iter().any(|peer| peer.name.0 == other.name && peer.up)
-            })
+            spec.nodes
+                .iter()
+                .filter(|other| *other != node)
+                .all(|other| peers.iter().any(|peer| peer.name.0 == other.name && peer.up))
         };
         while !linked() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
