@@ -174,6 +174,29 @@ pub fn run(folder: &Path, request: &Request, streams: Streams<'_>) -> Result<u8>
     }
 }
 
+/// Runs a shell script in the guest of `folder`. Returns its code and what it said.
+pub fn shell(folder: &Path, script: &str, stdin: Option<File>) -> Result<(u8, String)> {
+    let request = Request {
+        argv: ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec(),
+        env: Vec::new(),
+        cwd: None,
+        to_end: false,
+    };
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let stdin = stdin.map(|file| Box::new(file) as Box<dyn Read + Send>);
+    let code = run(
+        folder,
+        &request,
+        Streams {
+            stdin,
+            out: &mut out,
+            err: &mut err,
+        },
+    )?;
+    out.extend(err);
+    Ok((code, String::from_utf8_lossy(&out).into_owned()))
+}
+
 /// Sends stdin, at most a window ahead of what the command has taken.
 fn feed(mut from: Box<dyn Read + Send>, mut to: UnixStream, window: &(Mutex<usize>, Condvar)) {
     let mut buffer = vec![0; BODY_MAX];

@@ -73,16 +73,14 @@ pub fn base(manifest: &Manifest, tools: &Tools, cache: &Path) -> Result<PathBuf>
     }
     // The kernel opens it before /init can mount anything.
     archive.device("dev/console", 0o600, (5, 1))?;
-    archive.file(
-        "init",
-        0o755,
-        &fs::read(&init).with_context(|| init.display().to_string())?,
-    )?;
-    archive.file(
-        "etc/inittab",
-        0o644,
-        &fs::read(&inittab).with_context(|| inittab.display().to_string())?,
-    )?;
+    for (path, mode, from) in [
+        ("init", 0o755, init),
+        ("etc/inittab", 0o644, inittab),
+        ("usr/sbin/node", 0o755, node),
+    ] {
+        let text = fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+        archive.file(path, mode, &text)?;
+    }
     archive.file(
         "etc/passwd",
         0o644,

@@ -154,7 +154,7 @@ impl Joined {
             Self::Forward { address, ports, .. } => {
                 let forwards: String = ports
                     .iter()
-                    .map(|port| format!(",hostfwd=tcp:{address}:{port}-:{port}"))
+                    .map(|port| format!(",hostfwd=tcp:{address}:{port}-{address}:{port}"))
                     .collect();
                 format!("user,id=n0{forwards}")
             }
@@ -162,14 +162,34 @@ impl Joined {
         }
     }
 
-    /// Address, prefix length and gateway that the guest sets, if its node address is `address`.
-    pub fn guest_address(&self, address: &str) -> (String, u8, &'static str) {
+    /// What the guest sets, if its node address is `address`.
+    pub fn guest_address<'a>(&self, address: &'a str) -> GuestAddress<'a> {
         match self {
-            // Behind QEMU's router every guest has the same address; the node address is outside.
-            Self::Forward { .. } => ("10.0.2.15".into(), 24, "10.0.2.2"),
-            Self::Tap { .. } | Self::Multicast { .. } => (address.to_owned(), 24, ""),
+            // On the card every guest has the same address, behind QEMU's router. Its node address is one more, which the
+            // router hands the forwarded connections to: mosixd listens there.
+            Self::Forward { .. } => GuestAddress {
+                card: "10.0.2.15",
+                gateway: "10.0.2.2",
+                also: address,
+            },
+            Self::Tap { .. } | Self::Multicast { .. } => GuestAddress {
+                card: address,
+                gateway: "",
+                also: "",
+            },
         }
     }
+}
+
+/// Addresses that a guest sets; empty is none.
+#[derive(Debug)]
+pub struct GuestAddress<'a> {
+    /// Of its card, in a network of 24 bits.
+    pub card: &'a str,
+    /// Its default router.
+    pub gateway: &'a str,
+    /// One more.
+    pub also: &'a str,
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::process::Stdio;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use super::cpio::Archive;
 use super::debs::Tool;
 use super::exec;
+use super::net::GuestAddress;
 use super::protocol::{PORTS, port_name};
 use super::state::{Guest, Process, Store};
 
@@ -121,9 +123,30 @@ pub fn wait(guest: &Guest, store: &Store, patience: Duration) -> Result<()> {
         let what = if guest.runs() { "does not answer" } else { "has ended" };
         format!("guest {} {what}; its console said:\n{}", guest.name, console)
     })?;
+    if !guest.env.is_empty() {
+        wait_node(guest, &folder, deadline)?;
+    }
     // Unpacked long ago; the kernel has its own copy.
     let _only_space = fs::remove_file(folder.join("root.cpio"));
     Ok(())
+}
+
+/// Waits until the guest's mosixd answers; its log is in the error.
+fn wait_node(guest: &Guest, folder: &Path, deadline: Instant) -> Result<()> {
+    loop {
+        let (code, said) = exec::shell(
+            folder,
+            "mosix node status 2>&1 || { tail /var/log/mosixd.log; false; }",
+            None,
+        )?;
+        if code == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("guest {}: its mosixd does not answer: {}", guest.name, said.trim());
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// The end of a console's output; of a panic what led to it, not the registers after it.
@@ -138,9 +161,9 @@ fn excerpt(console: &str) -> String {
 
 /// What `/init` reads.
 fn settings(guest: &Guest) -> String {
-    let (ip, prefix, gateway) = guest.joined.guest_address(&guest.address);
+    let GuestAddress { card, gateway, also } = guest.joined.guest_address(&guest.address);
     let (name, mac) = (&guest.name, mac(&guest.name));
-    let mut text = format!("name={name}\nmac={mac}\nip={ip}\nprefix={prefix}\ngateway={gateway}\n");
+    let mut text = format!("name={name}\nmac={mac}\nip={card}\ngateway={gateway}\nalso={also}\n");
     for (variable, value) in &guest.env {
         text.push_str(&format!("export {variable}='{}'\n", value.replace('\'', "'\\''")));
     }

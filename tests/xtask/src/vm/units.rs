@@ -14,7 +14,6 @@ use serde::Deserialize;
 
 use super::exec;
 use super::manifest::{Manifest, Tests};
-use super::protocol::Request;
 use super::state::Store;
 use super::up::{self, Up};
 use crate::workspace;
@@ -191,7 +190,7 @@ fn on_guest(name: &str, programs: &[Program], tests: &Tests, filter: Option<&str
             continue;
         };
         let file = File::open(&program.path).with_context(|| program.path.display().to_string())?;
-        let (code, said) = shell(&folder, "cat >/tmp/test && chmod 755 /tmp/test", Some(file))?;
+        let (code, said) = exec::shell(&folder, "cat >/tmp/test && chmod 755 /tmp/test", Some(file))?;
         if code != 0 {
             bail!("{name}: cannot copy {}: {said}", program.name);
         }
@@ -208,7 +207,7 @@ fn on_guest(name: &str, programs: &[Program], tests: &Tests, filter: Option<&str
                     .map(|part| format!(" '{part}'")),
             ),
         }
-        let (code, said) = shell(&folder, &script, None)?;
+        let (code, said) = exec::shell(&folder, &script, None)?;
         let mut count = count(&said);
         // Programs with a harness of their own, and those that crashed, say no total.
         if code != 0 && count.failed == 0 {
@@ -234,29 +233,6 @@ fn on_guest(name: &str, programs: &[Program], tests: &Tests, filter: Option<&str
         total.skipped += 1;
     }
     Ok(total)
-}
-
-/// Runs a shell script in the guest of `folder`. Returns its code and what it said.
-fn shell(folder: &Path, script: &str, stdin: Option<File>) -> Result<(u8, String)> {
-    let request = Request {
-        argv: ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec(),
-        env: Vec::new(),
-        cwd: None,
-        to_end: false,
-    };
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let stdin = stdin.map(|file| Box::new(file) as Box<dyn std::io::Read + Send>);
-    let code = exec::run(
-        folder,
-        &request,
-        exec::Streams {
-            stdin,
-            out: &mut out,
-            err: &mut err,
-        },
-    )?;
-    out.extend(err);
-    Ok((code, String::from_utf8_lossy(&out).into_owned()))
 }
 
 /// Adds up the lines `test NAME ... ok`, which harnesses of our own say as well.
