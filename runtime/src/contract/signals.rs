@@ -276,3 +276,152 @@ pub fn answer(raw: i64, due: Option<Disposition>) -> Answer {
         raw => Answer::Result(raw),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(raw: i64, class: Restart, done: u64, wanted: Option<u64>) -> Open {
+        Open {
+            raw,
+            class,
+            done,
+            wanted,
+        }
+    }
+
+    #[test]
+    fn a_suppressed_signal_is_not_noticed() {
+        for (raw, class, done, wanted, next) in [
+            (RESTART_SYS, Restart::Sys, 0, None, Next::Again),
+            (RESTART_NOINTR, Restart::NoInt, 0, None, Next::Again),
+            (RESTART_NOHAND, Restart::NoHand, 0, None, Next::Again),
+            (RESTART_BLOCK, Restart::Timed, 0, None, Next::RestartBlock),
+            (INTERRUPTED, Restart::Eintr, 0, None, Next::AgainWithTimeLeft),
+            // A call that answers EINTR without being of that class must not be made twice: close(2) on some file systems.
+            (INTERRUPTED, Restart::None, 0, None, Next::Post(INTERRUPTED)),
+            // A pipe write cut short, then blocked again, then the reader went away.
+            (65_536, Restart::Sys, 0, Some(300_000), Next::Rest(65_536)),
+            (RESTART_SYS, Restart::Sys, 65_536, Some(300_000), Next::Rest(65_536)),
+            (-32, Restart::Sys, 65_536, Some(300_000), Next::Post(65_536)),
+            (234_464, Restart::Sys, 65_536, Some(300_000), Next::Post(300_000)),
+            // Short by nature: a terminal line, the end of a stream.
+            (7, Restart::Sys, 0, None, Next::Post(7)),
+            (0, Restart::Sys, 10, Some(20), Next::Post(10)),
+            (-11, Restart::Sys, 0, Some(20), Next::Post(-11)),
+        ] {
+            assert_eq!(
+                resumed(open(raw, class, done, wanted)),
+                next,
+                "{raw} {class:?} {done} {wanted:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_cancelled_call_shows_what_it_did() {
+        assert_eq!(
+            cancelled(open(RESTART_SYS, Restart::Sys, 0, None)),
+            Next::Post(RESTART_SYS)
+        );
+        assert_eq!(cancelled(open(RESTART_SYS, Restart::Sys, 5, Some(9))), Next::Post(5));
+        assert_eq!(cancelled(open(3, Restart::Sys, 5, Some(9))), Next::Post(8));
+        assert_eq!(
+            cancelled(open(RESTART_BLOCK, Restart::Timed, 0, None)),
+            Next::Post(RESTART_BLOCK)
+        );
+        assert_eq!(
+            cancelled(open(9, Restart::Sys, 0, Some(9))),
+            Next::Post(9),
+            "it was over already"
+        );
+    }
+
+    #[test]
+    fn stops_are_made_at_home() {
+        let default = Disposition::Default;
+        let call = Some(open(RESTART_SYS, Restart::Sys, 0, None));
+        assert_eq!(
+            deputy_stopped(libc::SIGTSTP, default, call),
+            (Taker::Deputy, Some(Next::Kernel))
+        );
+        assert_eq!(
+            deputy_stopped(libc::SIGSTOP, Disposition::Ignore, None),
+            (Taker::Deputy, None)
+        );
+        let handler = Disposition::Handler { restart: true };
+        assert_eq!(
+            deputy_stopped(libc::SIGTSTP, handler, call),
+            (Taker::Body, Some(Next::Again))
+        );
+        assert_eq!(
+            place(libc::SIGTSTP, None, default, &[Thread::Reachable { blocks: false }]),
+            Placement::Home
+        );
+        assert_eq!(
+            place(libc::SIGTSTP, None, default, &[Thread::Reachable { blocks: true }]),
+            Placement::Queue(None)
+        );
+        assert!(due_at_home(libc::SIGTTOU, default) && !due_at_home(libc::SIGTTOU, handler));
+    }
+
+    #[test]
+    fn a_signal_finds_the_thread_that_the_kernel_would_pick() {
+        let handler = Disposition::Handler { restart: false };
+        let (free, busy) = (Thread::Reachable { blocks: false }, Thread::InCall { blocks: false });
+        let deaf = Thread::InCall { blocks: true };
+        assert_eq!(
+            place(libc::SIGUSR1, None, handler, &[busy, free]),
+            Placement::AfterCancel(0),
+            "the leader"
+        );
+        assert_eq!(
+            place(libc::SIGUSR1, None, handler, &[deaf, free]),
+            Placement::Queue(None)
+        );
+        assert_eq!(
+            place(libc::SIGUSR1, None, handler, &[deaf, busy]),
+            Placement::AfterCancel(1)
+        );
+        assert_eq!(
+            place(libc::SIGUSR1, Some(0), handler, &[deaf, free]),
+            Placement::Queue(Some(0))
+        );
+        assert_eq!(
+            place(libc::SIGCHLD, None, Disposition::Default, &[busy]),
+            Placement::Discard
+        );
+        assert_eq!(
+            place(libc::SIGCHLD, None, Disposition::Ignore, &[deaf]),
+            Placement::Queue(None),
+            "sigwait may want it"
+        );
+        assert_eq!(
+            place(libc::SIGTERM, None, Disposition::Default, &[busy]),
+            Placement::AfterCancel(0),
+            "deadly"
+        );
+        assert_eq!(
+            place(libc::SIGUSR1, Some(7), handler, &[busy]),
+            Placement::Queue(Some(7)),
+            "no such thread"
+        );
+    }
+
+    #[test]
+    fn internal_codes_never_become_results() {
+        for raw in -600..=0 {
+            for due in [
+                None,
+                Some(Disposition::Ignore),
+                Some(Disposition::Handler { restart: true }),
+            ] {
+                match answer(raw, due) {
+                    Answer::Result(result) => assert!(!is_internal(result), "{raw} {due:?}"),
+                    Answer::Code(code) => assert!(code != RESTART_BLOCK, "{raw} {due:?}"),
+                    Answer::Continue => assert_eq!(raw, RESTART_BLOCK),
+                }
+            }
+        }
+    }
+}

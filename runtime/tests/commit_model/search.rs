@@ -2,7 +2,7 @@
 
 use crate::mutant::Mutant;
 use crate::world::{Agent, Body, Budget, HOSTS, Here, Node, Stream, Up, World};
-use mosix_runtime::contract::commit::{Home, HomeEvent, Host, HostEvent, Place, Report};
+use mosix_runtime::contract::commit::{Home, HomeEvent, Host, HostEvent, Order, Place, Report};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
@@ -148,6 +148,14 @@ impl Steps<'_> {
         }
         for index in 0..self.from.streams.len() {
             self.stream(index);
+        }
+        for (index, (node, order)) in self.from.beside.iter().cloned().enumerate() {
+            self.add(format!("host {node} hears {order:?} on a page stream"), |w, m| {
+                w.beside.remove(index);
+                if w.agents[usize::from(node)].alive {
+                    w.host_event(node, HostEvent::Order(order), m);
+                }
+            });
         }
         if let Some(attempt) = self.from.return_is_hopeless() {
             self.add(format!("home: no stream for {attempt:?}"), |w, m| {
@@ -297,6 +305,14 @@ impl Steps<'_> {
         for node in 0..HOSTS as Node {
             self.faults_of_host(node);
             self.faults_of_session(node);
+        }
+        for (index, (node, order)) in self.from.beside.iter().cloned().enumerate() {
+            self.fault(format!("page stream breaks before {order:?} to {node}"), |w, m| {
+                w.beside.remove(index);
+                if let Order::Depart { attempt, .. } = order {
+                    w.home_event(HomeEvent::ImageFailed(attempt), m);
+                }
+            });
         }
         for (index, (node, order)) in self.from.late_down.iter().cloned().enumerate() {
             self.add(format!("host {node} hears a late double of {order:?}"), |w, m| {

@@ -108,6 +108,8 @@ pub struct World {
     /// Doubles of messages, which may arrive at any later time.
     pub late_down: Vec<(Node, Order<Node>)>,
     pub late_up: Vec<(Node, Up)>,
+    /// Orders to come home: they go on the page stream that the image comes back on, beside the session and its order.
+    pub beside: Vec<(Node, Order<Node>)>,
     /// Calls executed at home.
     pub done: u8,
     /// The copy that last was heard (or the one at home) was destroyed by a fault, not by a rule.
@@ -142,6 +144,7 @@ impl World {
             streams: vec![],
             late_down: vec![],
             late_up: vec![],
+            beside: vec![],
             done: 0,
             incumbent_faulted: false,
             incumbent: Place::Home,
@@ -190,6 +193,11 @@ impl World {
 
     fn home_effect(&mut self, effect: HomeEffect<Node>) -> bool {
         match (effect, self.here) {
+            (HomeEffect::Order(to, order @ Order::Depart { to: Place::Home, .. }), _) => {
+                if self.agents[usize::from(to)].alive {
+                    self.beside.push((to, order));
+                }
+            }
             (HomeEffect::Order(to, order), _) => {
                 if self.agents[usize::from(to)].alive {
                     self.down[usize::from(to)].push(order);
@@ -317,6 +325,7 @@ impl World {
         self.agents[index].state = Host::Absent;
         self.up[index].truncate(keep);
         self.down[index].clear();
+        self.beside.retain(|(to, _)| *to != at);
         self.drop_streams_of(at);
     }
 
