@@ -473,3 +473,56 @@ impl Assembly {
         self.finish(frame)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frames() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<u8>)>> {
+        let bytes = |most| proptest::collection::vec(any::<u8>(), 0..most);
+        proptest::collection::vec((bytes(50), bytes(300)), 1..8)
+    }
+
+    proptest! {
+        #[test]
+        fn frames_are_put_together_from_pieces_of_any_size(frames in frames(), sizes in proptest::collection::vec(1..80usize, 1..50)) {
+            let mut bytes = Vec::new();
+            for (body, payload) in &frames {
+                bytes.extend_from_slice(&Header::new(Kind::Data, body.len(), payload.len()).unwrap().encode());
+                bytes.extend_from_slice(body);
+                bytes.extend_from_slice(payload);
+            }
+            let (mut assembly, mut frame, mut got, mut at) = (Assembly::default(), Frame::default(), Vec::new(), 0);
+            for size in sizes.into_iter().cycle() {
+                if at == bytes.len() {
+                    break;
+                }
+                let mut piece = &bytes[at..bytes.len().min(at + size)];
+                at += piece.len();
+                while !piece.is_empty() {
+                    let (used, complete) = assembly.feed(piece, &mut frame).unwrap();
+                    prop_assert!(used > 0);
+                    piece = &piece[used..];
+                    if complete {
+                        got.push((frame.body.clone(), frame.payload.clone()));
+                    }
+                }
+            }
+            prop_assert!(assembly.between());
+            prop_assert_eq!(got, frames);
+        }
+
+        #[test]
+        fn garbage_is_an_error_or_waits_for_more(bytes in proptest::collection::vec(any::<u8>(), 0..200), valid in any::<bool>()) {
+            let mut input = bytes.clone();
+            if valid {
+                input = [&Header::new(Kind::Data, 1 << 20, 1 << 20).unwrap().encode()[..], &bytes].concat();
+            }
+            let (mut assembly, mut frame) = (Assembly::default(), Frame::default());
+            if let Ok((used, complete)) = assembly.feed(&input, &mut frame) {
+                prop_assert!(used <= input.len() && !complete);
+            }
+        }
+    }
+}

@@ -30,6 +30,12 @@ const START: Duration = Duration::from_secs(10);
 /// How long a living agent may take to answer on its socket.
 const ANSWER: Duration = Duration::from_secs(3);
 
+/// An agent's log is cut when it is longer than this: agents live for weeks.
+const LOG_MOST: u64 = 4 << 20;
+
+/// How often logs are looked at.
+const LOG_CHECK: Duration = Duration::from_secs(60);
+
 /// Bytes of an ended agent's log that go to the daemon's.
 const LOG_TAIL: u64 = 2048;
 
@@ -376,6 +382,24 @@ impl Agents {
         let bytes = tokio::fs::read(self.log_path(job)).await.unwrap_or_default();
         let from = bytes.len().saturating_sub(LOG_TAIL as usize);
         reason(String::from_utf8_lossy(bytes.get(from..).unwrap_or_default()).trim())
+    }
+
+    /// Bounds the agents' logs, for ever.
+    pub async fn watch_logs(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(LOG_CHECK);
+        loop {
+            tick.tick().await;
+            for agent in self.status() {
+                let path = self.log_path(agent.job);
+                if tokio::fs::metadata(&path).await.is_ok_and(|meta| meta.len() > LOG_MOST) {
+                    tracing::warn!(job = %agent.job, path = %path.display(), "an agent writes much; its log is cut");
+                    // The agent appends, so it goes on at the new end.
+                    if let Ok(file) = tokio::fs::File::options().write(true).open(&path).await {
+                        let _ = file.set_len(0).await;
+                    }
+                }
+            }
+        }
     }
 
     /// Removes everything of a job that has no agent (any more).

@@ -10,9 +10,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where cgroup v2 is mounted on every distribution with systemd, and by custom elsewhere.
-const ROOT: &str = "/sys/fs/cgroup";
-
 /// The groups of a daemon's agents.
 #[derive(Clone, Debug)]
 pub struct Groups {
@@ -25,9 +22,12 @@ pub struct Groups {
 impl Groups {
     /// Finds the daemon's own group; `None` where there is nothing to be had, with a line in the log.
     pub fn find(state_dir: &Path) -> Option<Self> {
-        let text = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let own = own_group(&text)?;
-        let folder = Path::new(ROOT).join(own.trim_start_matches('/'));
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+        let folder = match (own_group(&own), mount_point(&mounts)) {
+            (Some(own), Some(root)) => root.join(own.trim_start_matches('/')),
+            _ => PathBuf::new(),
+        };
         if !folder.join("cgroup.procs").exists() {
             tracing::debug!("no cgroup v2: agents get no groups");
             return None;
@@ -92,6 +92,18 @@ fn own_group(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
+/// Where cgroup v2 is mounted: `36 25 0:30 / /sys/fs/cgroup rw … - cgroup2 cgroup2 rw`.
+fn mount_point(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, source) = line.split_once(" - ")?;
+        let mut fields = mount.split(' ').skip(3);
+        match (source.starts_with("cgroup2 "), fields.next()?, fields.next()?) {
+            (true, "/", path) => Some(PathBuf::from(path)),
+            _ => None,
+        }
+    })
+}
+
 fn remove(path: &Path) {
     if !path.exists() {
         return;
@@ -122,5 +134,8 @@ mod tests {
             Some("/system.slice/mosixd.service")
         );
         assert_eq!(own_group("5:cpu:/x\n"), None);
+        let mounts = "25 1 0:22 / /sys rw - sysfs sysfs rw\n36 25 0:30 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(mount_point(mounts), Some("/sys/fs/cgroup".into()));
+        assert_eq!(mount_point("25 1 0:22 / /sys rw - sysfs sysfs rw\n"), None);
     }
 }

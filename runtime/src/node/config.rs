@@ -157,8 +157,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             agents: 64,
-            unknown_per_source: 16,
-            unknown: 256,
+            unknown_per_source: 64,
+            unknown: 512,
         }
     }
 }
@@ -390,7 +390,7 @@ mod tests {
         assert_eq!(config.advertise.unwrap().to_string(), "node1.lan:7711");
         assert_eq!(config.peers.len(), 1);
         assert_eq!(config.peers[0].address.to_string(), "10.0.0.2:7");
-        assert_eq!((config.limits.agents, config.limits.unknown), (3, 256));
+        assert_eq!((config.limits.agents, config.limits.unknown), (3, 512));
         let small = parse("name = \"a\"\nstate_dir = \"/s\"").unwrap();
         assert_eq!((small.listen.port(), small.transport), (PORT, Transport::Tls));
         let list =

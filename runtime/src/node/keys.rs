@@ -109,6 +109,16 @@ impl Authority {
 
 /// Makes keys for a node: the body of `mosix node init`. Gives the cluster's id.
 pub fn init(state_dir: &Path, name: &str, authority: &Authority) -> Result<Fingerprint, KeyError> {
+    init_at(state_dir, name, authority, SystemTime::now())
+}
+
+/// Makes keys as if it were `now`.
+pub(super) fn init_at(
+    state_dir: &Path,
+    name: &str,
+    authority: &Authority,
+    now: SystemTime,
+) -> Result<Fingerprint, KeyError> {
     let node = check_name(name).map_err(|why| KeyError::Name(name.to_owned(), why))?;
     let mode = if rustix::process::geteuid().is_root() {
         0o711
@@ -136,7 +146,7 @@ pub fn init(state_dir: &Path, name: &str, authority: &Authority) -> Result<Finge
         Authority::Files { certificate, key } => load_authority(certificate, key)?,
     };
     let cluster = fingerprint(&ca.der);
-    let (certificate, key) = sign(&node, cluster, &issuer, SystemTime::now())?;
+    let (certificate, key) = sign(&node, cluster, &issuer, now)?;
     if matches!(authority, Authority::Files { .. }) {
         write(&folder.join("ca.pem"), &ca.pem, 0o644)?;
     }

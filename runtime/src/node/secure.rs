@@ -184,7 +184,75 @@ fn date(time: UnixTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use crate::node::keys::{Authority, init, init_at, load};
+    use std::time::{Duration, SystemTime};
+    use tokio::io::AsyncReadExt;
+
+    /// Both sides' words about a handshake of n1 with n2, whose certificate was made at `then`.
+    fn meet(then: SystemTime) -> (Result<(), String>, Result<(), String>) {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("1"), dir.path().join("2"));
+        init(&one, "n1", &Authority::New).unwrap();
+        init_at(&two, "n2", &Authority::folder(&one.join("keys")), then).unwrap();
+        let secure = |dir, name: &str| Secure::new(load(dir, &NodeName(name.to_owned())).unwrap()).unwrap();
+        let (n1, n2) = (secure(&one, "n1"), secure(&two, "n2"));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let accept = async {
+                let (socket, _) = listener.accept().await.unwrap();
+                n1.accept(socket)
+                    .await
+                    .map(|(name, _)| assert_eq!(name.0, "n2"))
+                    .map_err(|error| describe(&error))
+            };
+            let dial = async {
+                let socket = TcpStream::connect(address).await.unwrap();
+                let mut stream = n2
+                    .dial(&NodeName("n1".to_owned()), socket)
+                    .await
+                    .map_err(|error| describe(&error))?;
+                // A refused client certificate shows at the first read.
+                match stream.read(&mut [0; 1]).await {
+                    Ok(_) => Ok(()),
+                    Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
+                    Err(error) => Err(describe(&error)),
+                }
+            };
+            tokio::join!(accept, dial)
+        })
+    }
+
+    #[test]
+    fn wrong_clocks_are_named_on_both_sides() {
+        let day = Duration::from_secs(86_400);
+        let now = SystemTime::now();
+        assert_eq!(meet(now), (Ok(()), Ok(())));
+        // A node whose clock is three weeks ahead made its certificate: no harm.
+        assert_eq!(meet(now + 21 * day), (Ok(()), Ok(())));
+        let (accepting, dialling) = meet(now + 400 * day);
+        let said = accepting.unwrap_err();
+        assert!(
+            said.contains("is valid from 20") && said.contains("set the clocks"),
+            "{said}"
+        );
+        assert!(dialling.is_err());
+        let (accepting, dialling) = meet(now - 4000 * day);
+        let said = accepting.unwrap_err();
+        assert!(
+            said.contains("is valid until 20") && said.contains("here it is 20"),
+            "{said}"
+        );
+        let said = dialling.unwrap_err();
+        assert!(
+            said.contains("refused our certificate") && said.contains("compare the clocks"),
+            "{said}"
+        );
+    }
 
     #[test]
     fn dates_are_readable() {

@@ -253,3 +253,92 @@ fn silence_takes_the_link_down_and_the_window_holds_senders_back() {
     home.close();
     assert_eq!(reader.join().unwrap(), Err(Closed::Here));
 }
+
+/// Carries bytes between two addresses; while `stalled` it swallows nothing and passes nothing, as a cut cable does.
+fn stalling_proxy(to: std::net::SocketAddr, stalled: Arc<AtomicBool>) -> std::net::SocketAddr {
+    fn carry(mut from: TcpStream, mut to: TcpStream, stalled: Arc<AtomicBool>) {
+        let mut buffer = [0; 16 << 10];
+        loop {
+            let got = match io::Read::read(&mut from, &mut buffer) {
+                Ok(got @ 1..) => got,
+                _ => break,
+            };
+            while stalled.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if io::Write::write_all(&mut to, &buffer[..got]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(std::net::Shutdown::Both);
+        let _ = from.shutdown(std::net::Shutdown::Both);
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let (Ok(near), Ok(far)) = (socket, TcpStream::connect(to)) else {
+                return;
+            };
+            for (from, to) in [(near.try_clone().unwrap(), far.try_clone().unwrap()), (far, near)] {
+                let stalled = stalled.clone();
+                std::thread::spawn(move || carry(from, to, stalled));
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn a_network_that_falls_silent_and_comes_back_is_only_a_delay() {
+    let (home, host) = secured();
+    let options = SessionOptions {
+        heartbeat: Duration::from_millis(100),
+        silence: Duration::from_millis(400),
+        redial: (Duration::from_millis(10), Duration::from_millis(100)),
+        ..Default::default()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let stalled = Arc::new(AtomicBool::new(false));
+    let address = stalling_proxy(listener.local_addr().unwrap(), stalled.clone());
+    let accepting = Arc::new(Session::accept(options.clone()).unwrap());
+    let agent = accepting.clone();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let (agent, host) = (agent.clone(), host.clone());
+            // Handshakes that hang must not keep later connections out.
+            std::thread::spawn(move || {
+                let _ = Stream::accept(OwnedFd::from(socket.unwrap()), &host).and_then(|stream| agent.attach(stream));
+            });
+        }
+    });
+    let dialling = Session::dial(
+        move || Stream::dial(OwnedFd::from(TcpStream::connect(address)?), &home).map_err(io::Error::other),
+        options,
+    );
+    let dialling = Arc::new(dialling.unwrap());
+    let frames = 20_000;
+    let mut threads = Vec::new();
+    threads.extend(exchange(&dialling, &accepting, frames));
+    threads.extend(exchange(&accepting, &dialling, frames));
+    // Idle ends notice as well: what was sent by now may all have arrived.
+    std::thread::sleep(Duration::from_millis(20));
+    stalled.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    while dialling.state() == State::Up && begun.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    match dialling.state() {
+        State::Down { why, .. } => println!("down after {:?}: {why}", begun.elapsed()),
+        other => panic!("still {other:?} after {:?}", begun.elapsed()),
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    stalled.store(false, Ordering::SeqCst);
+    let healed = Instant::now();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    println!("all frames {:?} after the network came back", healed.elapsed());
+    assert_eq!(dialling.state(), State::Up);
+    dialling.close();
+}
