@@ -372,7 +372,7 @@ impl Inner {
             if silent {
                 self.broke(
                     generation,
-                    &format_args!("nothing heard for {} s", self.options.silence.as_secs()),
+                    &format_args!("nothing heard for {:.1} s", self.options.silence.as_secs_f32()),
                 );
             } else {
                 self.broke(generation, &error);

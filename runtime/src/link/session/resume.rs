@@ -29,13 +29,14 @@ impl Inner {
 
     /// Takes the accepting end's turn on a new connection.
     pub(super) fn accept_on(&self, mut stream: Stream) -> Result<(), LinkError> {
-        let _one = lock(&self.attach);
         stream.socket().set_timeout(Some(HANDSHAKE), Some(HANDSHAKE))?;
         let frame = stream.recv()?;
         if frame.header.kind != Kind::Resume {
             return Err(lost("the peer did not begin with the session's handshake"));
         }
         let peer: Resume = frame.message()?;
+        // Only now: a connection that hangs in its handshake must not keep the next one out.
+        let _one = lock(&self.attach);
         let checked = {
             let mut book = lock(&self.book);
             match &book.closed {
