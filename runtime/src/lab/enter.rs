@@ -69,6 +69,7 @@ pub fn environment(folder: &LabFolder, spec: &LabSpec, place: &str) -> Vec<(&'st
     ];
     if place != SWITCH {
         let files = folder.node(place);
+        all.push(("MOSIX_NODE", place.into()));
         all.push(("MOSIX_STATE_DIR", files.state.into()));
         all.push(("MOSIX_RUNTIME_DIR", files.run.into()));
         all.push(("MOSIX_CONFIG", files.config.into()));
