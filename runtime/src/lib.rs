@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod contract;
 pub mod cpu;
+pub mod deputy;
 pub mod lab;
 pub mod link;
 pub mod node;

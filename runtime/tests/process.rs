@@ -40,7 +40,8 @@ fn take(pid: i32) -> (ProcessImage, Window, Frozen) {
     let before = maps::read(pid).expect("maps");
     let window = inject(&frozen, &before).expect("injects");
     assert!(has_window(pid).expect("maps"));
-    let captured = capture(&frozen, &window, |tid| tid).expect("captures");
+    let slots: Vec<u32> = (0..frozen.threads.len() as u32).collect();
+    let captured = capture(&frozen, &window, &slots, |tid| tid).expect("captures");
     let layout = of_home(pid, &before, |_| true).expect("can move");
     let image = ProcessImage {
         pid: Pid(pid),

@@ -80,34 +80,39 @@ pub enum CaptureError {
     Stub(#[from] StubError),
 }
 
-/// Sends every frozen thread into the stub and asks it what only it knows. Thread `i` uses slot `i`.
+/// Sends every frozen thread into the stub and asks it what only it knows. Thread `i` uses slot `slots[i]`.
 ///
 /// `number` translates a tid of this node into the one that the program sees.
-pub fn capture(frozen: &Frozen, window: &Window, number: impl Fn(i32) -> i32) -> Result<Captured, CaptureError> {
+pub fn capture(
+    frozen: &Frozen,
+    window: &Window,
+    slots: &[u32],
+    number: impl Fn(i32) -> i32,
+) -> Result<Captured, CaptureError> {
     let count = frozen.threads.len();
-    if count > mosix_wire::limits::THREADS {
+    if count > mosix_wire::limits::THREADS || count == 0 || slots.len() != count {
         return Err(CaptureError::Threads { pid: frozen.pid, count });
     }
     let entry = stub()?.deputy_entry;
     let mut images = Vec::with_capacity(count);
     let mut scripts = Vec::with_capacity(count);
     let shared_pending = ptrace::pending(frozen.pid, true).unwrap_or_default();
-    for (slot, thread) in frozen.threads.iter().enumerate() {
+    for (slot, thread) in slots.iter().copied().zip(&frozen.threads) {
         let image =
             outside(thread, number(thread.tid)).map_err(|error| CaptureError::Thread { tid: thread.tid, error })?;
-        let script = questions(slot as u32, &image);
-        window.reset(slot as u32).map_err(ScriptError::from)?;
-        window.post(slot as u32, &script)?;
-        enter(thread.tid, slot as u32, entry).map_err(|error| CaptureError::Thread { tid: thread.tid, error })?;
+        let script = questions(slot, &image);
+        window.reset(slot).map_err(ScriptError::from)?;
+        window.post(slot, &script)?;
+        enter(thread.tid, slot, entry).map_err(|error| CaptureError::Thread { tid: thread.tid, error })?;
         images.push(image);
         scripts.push(script);
     }
     let deadline = Instant::now() + SCRIPT_LIMIT;
-    for (slot, (image, script)) in images.iter_mut().zip(&scripts).enumerate() {
-        let results = window.finish(slot as u32, script, deadline)?;
-        answers(window, slot as u32, &results, image)?;
+    for (slot, (image, script)) in slots.iter().copied().zip(images.iter_mut().zip(&scripts)) {
+        let results = window.finish(slot, script, deadline)?;
+        answers(window, slot, &results, image)?;
     }
-    let (actions, brk, attributes) = process_questions(window)?;
+    let (actions, brk, attributes) = process_questions(window, slots[0])?;
     let pending = shared_pending.into_iter().map(|info| SigInfo(info.to_vec())).collect();
     Ok(Captured {
         threads: images,
@@ -214,9 +219,9 @@ pub fn rseq_script(image: &ThreadImage) -> Option<Op> {
     ))
 }
 
-/// Asks slot 0 what concerns the whole process.
-fn process_questions(window: &Window) -> Result<(Vec<SigAction>, u64, Attributes), CaptureError> {
-    let buffer = Window::buffer(0).0;
+/// Asks one thread what concerns the whole process.
+fn process_questions(window: &Window, slot: u32) -> Result<(Vec<SigAction>, u64, Attributes), CaptureError> {
+    let buffer = Window::buffer(slot).0;
     let mut script: Vec<Op> = (1..=SIGNALS as u64)
         .map(|signal| {
             let at = buffer + (signal - 1) * KERNEL_SIGACTION as u64;
@@ -232,9 +237,9 @@ fn process_questions(window: &Window) -> Result<(Vec<SigAction>, u64, Attributes
         Op::may(libc::SYS_membarrier, [MEMBARRIER_GET_REGISTRATIONS, 0, 0, 0, 0, 0]),
         Op::may(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_STACK), 0, limit, 0, 0]),
     ]);
-    let results = window.run(0, &script, SCRIPT_LIMIT)?;
+    let results = window.run(slot, &script, SCRIPT_LIMIT)?;
     let bytes = window
-        .read_buffer(0, 0, SIGNALS * KERNEL_SIGACTION + 16)
+        .read_buffer(slot, 0, SIGNALS * KERNEL_SIGACTION + 16)
         .map_err(ScriptError::from)?;
     let actions = (0..SIGNALS)
         .map(|index| {

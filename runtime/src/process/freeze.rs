@@ -116,14 +116,16 @@ pub fn wait_for(tid: i32, deadline: Instant) -> io::Result<Option<Event>> {
 ///
 /// # Errors
 /// Every error leaves the process running as before, with no trace of the attempt.
-pub fn freeze(pid: i32, limit: Duration) -> Result<Frozen, FreezeError> {
+///
+/// Threads in `held` are this tracer's already and do not run (they linger in the stub): they are left alone.
+pub fn freeze(pid: i32, held: &[i32], limit: Duration) -> Result<Frozen, FreezeError> {
     let deadline = Instant::now() + limit;
     let mut frozen = Frozen {
         pid,
         threads: Vec::new(),
     };
     let mut seized = Vec::new();
-    match collect(pid, deadline, limit, &mut frozen, &mut seized) {
+    match collect(pid, held, deadline, limit, &mut frozen, &mut seized) {
         Ok(()) => {
             frozen.threads.sort_by_key(|thread| (thread.tid != pid, thread.tid));
             Ok(frozen)
@@ -142,6 +144,7 @@ pub fn freeze(pid: i32, limit: Duration) -> Result<Frozen, FreezeError> {
 
 fn collect(
     pid: i32,
+    held: &[i32],
     deadline: Instant,
     limit: Duration,
     frozen: &mut Frozen,
@@ -149,7 +152,10 @@ fn collect(
 ) -> Result<(), FreezeError> {
     loop {
         let tids = threads(pid).map_err(|_| FreezeError::Ended(pid))?;
-        let fresh: Vec<i32> = tids.into_iter().filter(|tid| !seized.contains(tid)).collect();
+        let fresh: Vec<i32> = tids
+            .into_iter()
+            .filter(|tid| !seized.contains(tid) && !held.contains(tid))
+            .collect();
         if fresh.is_empty() {
             return Ok(());
         }

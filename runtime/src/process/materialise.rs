@@ -240,50 +240,7 @@ impl Body {
     }
 
     fn dress_thread(&self, image: &ProcessImage, slot: u32, thread: &ThreadImage) -> Result<Vec<Op>, BuildError> {
-        let (buffer, room) = Window::buffer(slot);
-        let mut bytes = vec![0u8; 64];
-        let mut ops = Vec::new();
-        let (sp, flags, size) = thread.altstack;
-        if flags & libc::SS_DISABLE == 0 && size > 0 {
-            bytes[0..8].copy_from_slice(&sp.to_le_bytes());
-            bytes[8..12].copy_from_slice(&(flags & !libc::SS_ONSTACK).to_le_bytes());
-            bytes[16..24].copy_from_slice(&size.to_le_bytes());
-            ops.push(Op::must(libc::SYS_sigaltstack, [buffer, 0, 0, 0, 0, 0]));
-        }
-        let name = thread.comm.as_bytes();
-        let name = &name[..name.len().min(15)];
-        bytes[32..32 + name.len()].copy_from_slice(name);
-        ops.push(Op::may(
-            libc::SYS_prctl,
-            [libc::PR_SET_NAME as u64, buffer + 32, 0, 0, 0, 0],
-        ));
-        ops.push(Op::may(
-            libc::SYS_set_tid_address,
-            [thread.clear_child_tid, 0, 0, 0, 0, 0],
-        ));
-        if thread.robust.0 != 0 {
-            ops.push(Op::may(
-                libc::SYS_set_robust_list,
-                [thread.robust.0, thread.robust.1, 0, 0, 0, 0],
-            ));
-        }
-        if thread.timer_slack > 0 {
-            ops.push(Op::may(
-                libc::SYS_prctl,
-                [libc::PR_SET_TIMERSLACK as u64, thread.timer_slack, 0, 0, 0, 0],
-            ));
-        }
-        ops.extend(rseq_script(thread));
-        for info in thread.pending.iter().take((room - 64) / 128) {
-            let at = bytes.len();
-            bytes.extend_from_slice(&info.0);
-            bytes.resize(at + 128, 0);
-            let (pid, tid) = (image.pid.0 as u64, thread.tid.0 as u64);
-            ops.push(Op::may(
-                libc::SYS_rt_tgsigqueueinfo,
-                [pid, tid, signal_of(&info.0), buffer + at as u64, 0, 0],
-            ));
-        }
+        let (ops, bytes) = thread_state(image, slot, thread);
         self.window
             .write_buffer(slot, 0, &bytes)
             .map_err(|error| script("thread state")(error.into()))?;
@@ -451,4 +408,53 @@ fn map_one(vma: &Vma, file_fd: &impl Fn(u32) -> i32, ops: &mut Vec<Op>) {
     for (_, advice) in advice.iter().filter(|(bit, _)| vma.flags & bit != 0) {
         ops.push(Op::may(libc::SYS_madvise, [vma.start, length, *advice as u64, 0, 0, 0]));
     }
+}
+
+/// The script that sets what only a thread itself can set, with the data it points to (the start of the slot's buffer).
+pub fn thread_state(image: &ProcessImage, slot: u32, thread: &ThreadImage) -> (Vec<Op>, Vec<u8>) {
+    let (buffer, room) = Window::buffer(slot);
+    let mut bytes = vec![0u8; 64];
+    let mut ops = Vec::new();
+    let (sp, flags, size) = thread.altstack;
+    if flags & libc::SS_DISABLE == 0 && size > 0 {
+        bytes[0..8].copy_from_slice(&sp.to_le_bytes());
+        bytes[8..12].copy_from_slice(&(flags & !libc::SS_ONSTACK).to_le_bytes());
+        bytes[16..24].copy_from_slice(&size.to_le_bytes());
+        ops.push(Op::must(libc::SYS_sigaltstack, [buffer, 0, 0, 0, 0, 0]));
+    }
+    let name = thread.comm.as_bytes();
+    let name = &name[..name.len().min(15)];
+    bytes[32..32 + name.len()].copy_from_slice(name);
+    ops.push(Op::may(
+        libc::SYS_prctl,
+        [libc::PR_SET_NAME as u64, buffer + 32, 0, 0, 0, 0],
+    ));
+    ops.push(Op::may(
+        libc::SYS_set_tid_address,
+        [thread.clear_child_tid, 0, 0, 0, 0, 0],
+    ));
+    if thread.robust.0 != 0 {
+        ops.push(Op::may(
+            libc::SYS_set_robust_list,
+            [thread.robust.0, thread.robust.1, 0, 0, 0, 0],
+        ));
+    }
+    if thread.timer_slack > 0 {
+        ops.push(Op::may(
+            libc::SYS_prctl,
+            [libc::PR_SET_TIMERSLACK as u64, thread.timer_slack, 0, 0, 0, 0],
+        ));
+    }
+    ops.extend(rseq_script(thread));
+    for info in thread.pending.iter().take((room - 64) / 128) {
+        let at = bytes.len();
+        bytes.extend_from_slice(&info.0);
+        bytes.resize(at + 128, 0);
+        let (pid, tid) = (image.pid.0 as u64, thread.tid.0 as u64);
+        ops.push(Op::may(
+            libc::SYS_rt_tgsigqueueinfo,
+            [pid, tid, signal_of(&info.0), buffer + at as u64, 0, 0],
+        ));
+    }
+    (ops, bytes)
 }

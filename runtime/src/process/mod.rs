@@ -16,4 +16,5 @@ pub mod materialise;
 pub mod memory;
 pub mod program;
 pub mod restart;
+pub mod restore;
 pub mod window;

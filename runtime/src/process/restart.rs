@@ -107,8 +107,8 @@ mod tests {
             let mut regs = regs(libc::SYS_read, code);
             assert_eq!(settle(&mut regs, |_| true), Standing::Again);
             assert_eq!(
-                (regs.rip(), regs.rax(), regs.orig_rax()),
-                (0x1000, libc::SYS_read as u64, u64::MAX)
+                (regs.rip(), regs.rax() as i64, regs.orig_rax()),
+                (0x1002, code, libc::SYS_read as u64)
             );
         }
     }

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// Operations that one script of slot 0 may have: they lie at the arena's start.
+/// Operations that one long script may have: they lie at the arena's start. Only the tracer thread posts long scripts, one at a time.
 const LONG_SCRIPT_OPS: usize = 65_536;
 /// Where buffers of calls begin in the arena.
 pub const BUFFERS: u64 = ARENA + (16 << 20);
@@ -80,7 +80,7 @@ impl Window {
         &self.shared
     }
 
-    /// Gives a slot a script and wakes its thread. A long script needs slot 0.
+    /// Gives a slot a script and wakes its thread. Of long scripts only one may be posted at a time.
     pub fn post(&self, slot: u32, ops: &[Op]) -> Result<(), ScriptError> {
         let base = slot_offset(slot);
         let state = self.shared.load(base + SLOT_STATE)?;
@@ -104,7 +104,7 @@ impl Window {
         if count <= SLOT_INLINE_OPS {
             return Ok(slot_offset(slot) + SLOT_INLINE);
         }
-        if slot == 0 && count <= LONG_SCRIPT_OPS {
+        if count <= LONG_SCRIPT_OPS {
             return Ok(ARENA);
         }
         Err(OutOfRange {
@@ -182,8 +182,7 @@ impl Window {
     /// Posts a script and waits for its results, at most `limit`.
     pub fn run(&self, slot: u32, ops: &[Op], limit: Duration) -> Result<Vec<i64>, ScriptError> {
         let mut results = Vec::with_capacity(ops.len());
-        let step = if slot == 0 { LONG_SCRIPT_OPS } else { SLOT_INLINE_OPS };
-        for part in ops.chunks(step) {
+        for part in ops.chunks(LONG_SCRIPT_OPS) {
             self.post(slot, part)?;
             results.extend(self.finish(slot, part, Instant::now() + limit)?);
         }

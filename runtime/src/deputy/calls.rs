@@ -1,0 +1,484 @@
+//! Calls of a body, executed by its deputy's threads at most once each.
+//!
+//! A thread has one record. `seq` only grows: a call with the record's own number is the same call again (the link broke, or the body
+//! moved while it was open) and gets the same answer; an older one is stale.
+//!
+//! ```text
+//! Idle ── call ──▶ Open ── stub done ──▶ Answered(seq) ── next call ──▶ Open …
+//! ```
+
+use super::arena::Arena;
+use crate::link::Session;
+use crate::process::window::{ScriptError, Window, slot_offset};
+use crate::syscall::{policy, relocate};
+use mosix_loader::script::Op;
+use mosix_loader::script::abi::{SHARED, SLOT_BUFFER, SLOT_BUFFER_SIZE, STATE_DONE};
+use mosix_wire::call::{Call, Reply};
+use mosix_wire::ids::{Epoch, NodeName, Pid, Seq, Tid};
+use mosix_wire::link::ToHost;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+/// How a call that was interrupted at departure goes on at its first forwarding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// restart_syscall(2): the task still holds the deadline.
+    Block {
+        /// The interrupted call.
+        nr: u32,
+    },
+    /// So many bytes of a write were written before the departure.
+    Short {
+        /// The interrupted call.
+        nr: u32,
+        /// Bytes written.
+        written: u64,
+    },
+}
+
+/// Who may call, decided by the commit rules alone.
+#[derive(Debug, Default)]
+pub struct Gate {
+    /// The host and epoch whose calls are accepted.
+    pub open: Option<(NodeName, Epoch)>,
+    /// A frame of that epoch was accepted: the point of no return has passed.
+    pub seen: bool,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    seq: Seq,
+    state: State,
+    resume: Option<Resume>,
+    /// Bytes that earlier parts of an interrupted write have written.
+    written: u64,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Idle,
+    Open(Open),
+    Answered(Reply, Vec<u8>),
+}
+
+#[derive(Debug)]
+struct Open {
+    call: Call,
+    /// Offset of the buffer in the window.
+    buffer: u64,
+    /// Whether the buffer is a span of the arena.
+    span: bool,
+    since: Instant,
+}
+
+/// What an open call is, for whoever interrupts or resumes its thread.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenCall {
+    /// System call number.
+    pub nr: u32,
+    /// Its number in the thread.
+    pub seq: Seq,
+    /// When it was first executed.
+    pub since: Instant,
+}
+
+/// The answer of a call that ended while its body was at home.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// The thread.
+    pub tid: i32,
+    /// The answer.
+    pub reply: Reply,
+    /// The bytes of its outputs.
+    pub payload: Vec<u8>,
+}
+
+/// Takes answers of calls whose threads linger in the stub although their body is home.
+pub type Linger = Box<dyn Fn(Ended) + Send + Sync>;
+
+/// The kernel half of one process.
+pub struct Deputy {
+    /// The process.
+    pub pid: i32,
+    window: Window,
+    /// Slot of each thread.
+    slots: RwLock<HashMap<i32, u32>>,
+    records: Vec<Mutex<Record>>,
+    arena: Mutex<Arena>,
+    gate: Mutex<Gate>,
+    /// Where replies go; None while the body is home.
+    session: RwLock<Option<Arc<Session>>>,
+    linger: Linger,
+    ended: std::sync::atomic::AtomicBool,
+}
+
+impl std::fmt::Debug for Deputy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deputy").field("pid", &self.pid).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere leaves a record in one of its states, never between two.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Deputy {
+    /// Makes the deputy of a process that has a window, and starts its completion thread.
+    ///
+    /// # Errors
+    /// When no thread can be created.
+    pub fn new(pid: i32, window: Window, linger: Linger) -> std::io::Result<Arc<Self>> {
+        let deputy = Arc::new(Self {
+            pid,
+            window,
+            slots: RwLock::default(),
+            records: (0..mosix_wire::limits::THREADS).map(|_| Mutex::default()).collect(),
+            arena: Mutex::default(),
+            gate: Mutex::default(),
+            session: RwLock::default(),
+            linger,
+            ended: std::sync::atomic::AtomicBool::new(false),
+        });
+        let weak = Arc::downgrade(&deputy);
+        std::thread::Builder::new()
+            .name(format!("calls-{pid}"))
+            .spawn(move || {
+                let (mut bell, mut position) = (0, 0);
+                while let Some(deputy) = weak.upgrade() {
+                    if deputy.ended.load(std::sync::atomic::Ordering::Acquire) {
+                        break;
+                    }
+                    (bell, position) = deputy.complete(bell, position);
+                }
+            })?;
+        Ok(deputy)
+    }
+
+    /// The window.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Free slots for so many new threads, the lowest first.
+    pub fn free_slots(&self, count: usize) -> Vec<u32> {
+        let used: std::collections::HashSet<u32> = self.seats().into_iter().map(|(_, slot)| slot).collect();
+        (0..mosix_wire::limits::THREADS as u32)
+            .filter(|slot| !used.contains(slot))
+            .take(count)
+            .collect()
+    }
+
+    /// Gives a thread its slot, and says how its interrupted call goes on.
+    pub fn seat(&self, tid: i32, slot: u32, seq: Seq, resume: Option<Resume>) {
+        self.slots
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(tid, slot);
+        if let Some(record) = self.records.get(slot as usize) {
+            *lock(record) = Record {
+                seq,
+                resume,
+                ..Record::default()
+            };
+        }
+    }
+
+    /// The slot of a thread.
+    pub fn slot(&self, tid: i32) -> Option<u32> {
+        self.slots
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&tid)
+            .copied()
+    }
+
+    /// Threads and their slots.
+    pub fn seats(&self) -> Vec<(i32, u32)> {
+        let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
+        slots.iter().map(|(tid, slot)| (*tid, *slot)).collect()
+    }
+
+    /// A thread is gone.
+    pub fn leave(&self, tid: i32) {
+        let slot = self.slots.write().unwrap_or_else(PoisonError::into_inner).remove(&tid);
+        if let Some(record) = slot.and_then(|slot| self.records.get(slot as usize)) {
+            *lock(record) = Record::default();
+        }
+    }
+
+    /// A slot whose thread waits for a script, if any thread does.
+    pub fn idle_slot(&self) -> Option<u32> {
+        let idle = |slot: &u32| {
+            self.records
+                .get(*slot as usize)
+                .is_some_and(|record| !matches!(lock(record).state, State::Open(_)))
+        };
+        self.seats().into_iter().map(|(_, slot)| slot).filter(idle).min()
+    }
+
+    /// The process is gone: the completion thread ends.
+    pub fn end(&self) {
+        self.ended.store(true, std::sync::atomic::Ordering::Release);
+        let _ = self.window.nudge();
+    }
+
+    /// The gate, to be changed by the commit rules.
+    pub fn gate(&self) -> MutexGuard<'_, Gate> {
+        lock(&self.gate)
+    }
+
+    /// Opens the gate to a host's epoch and sends replies there.
+    pub fn open_to(&self, node: NodeName, epoch: Epoch, session: Arc<Session>) {
+        *self.session.write().unwrap_or_else(PoisonError::into_inner) = Some(session);
+        *self.gate() = Gate {
+            open: Some((node, epoch)),
+            seen: false,
+        };
+    }
+
+    /// Closes the gate: nothing is executed for any host; answers are kept.
+    pub fn close(&self) {
+        *self.gate() = Gate::default();
+        *self.session.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether a frame of this host and epoch may have effects; the first such frame is the point of no return.
+    /// The second value tells that this was the first.
+    pub fn admit(&self, node: &NodeName, epoch: Epoch) -> (bool, bool) {
+        let mut gate = self.gate();
+        match &gate.open {
+            Some((open, at)) if open == node && *at == epoch => {
+                let first = !gate.seen;
+                gate.seen = true;
+                (true, first)
+            }
+            _ => (false, false),
+        }
+    }
+
+    /// The last number used by a thread.
+    pub fn seq(&self, tid: i32) -> Seq {
+        self.record(tid).map_or(Seq(0), |record| lock(record).seq)
+    }
+
+    fn record(&self, tid: i32) -> Option<&Mutex<Record>> {
+        self.records.get(self.slot(tid)? as usize)
+    }
+
+    /// The open call of a thread.
+    pub fn open(&self, tid: i32) -> Option<OpenCall> {
+        let record = lock(self.record(tid)?);
+        match &record.state {
+            State::Open(open) => Some(OpenCall {
+                nr: open.call.nr,
+                seq: record.seq,
+                since: open.since,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The kept answer of a thread's last call.
+    pub fn answered(&self, tid: i32) -> Option<(Reply, Vec<u8>)> {
+        match &lock(self.record(tid)?).state {
+            State::Answered(reply, payload) => Some((reply.clone(), payload.clone())),
+            _ => None,
+        }
+    }
+
+    /// A stop cut a blocking write of this thread short: so many bytes count towards its result.
+    pub fn wrote(&self, tid: i32, bytes: u64) {
+        if let Some(record) = self.record(tid) {
+            lock(record).written += bytes;
+        }
+    }
+
+    /// Executes a call that the gate admitted, or answers it again.
+    pub fn call(&self, call: Call, payload: &[u8], job: &impl policy::JobView) {
+        let Some(slot) = self.slot(call.tid.0) else {
+            tracing::warn!(
+                pid = self.pid,
+                tid = call.tid.0,
+                "a host called for a thread that does not exist"
+            );
+            return;
+        };
+        let Some(record) = self.records.get(slot as usize) else {
+            return;
+        };
+        let mut record = lock(record);
+        if call.seq < record.seq {
+            return;
+        }
+        if call.seq == record.seq && !matches!(record.state, State::Idle) {
+            if let State::Answered(reply, bytes) = &record.state {
+                self.send(reply, bytes);
+            }
+            return;
+        }
+        record.seq = call.seq;
+        record.written = 0;
+        record.state = State::Idle;
+        let resume = record.resume.take().filter(|resume| {
+            let (Resume::Block { nr } | Resume::Short { nr, .. }) = resume;
+            *nr == call.nr
+        });
+        if let Err(errno) = permit(&call, payload, job) {
+            let reply = reply(&call, -i64::from(errno), vec![0; call.outputs.len()]);
+            self.send(&reply, &[]);
+            record.state = State::Answered(reply, Vec::new());
+            return;
+        }
+        match self.start(slot, call.clone(), payload, resume, &mut record.written) {
+            Ok(open) => record.state = State::Open(open),
+            Err(error) => {
+                tracing::warn!(pid = self.pid, tid = call.tid.0, nr = call.nr, %error, "call could not be executed");
+                let reply = reply(&call, -i64::from(libc::ENOMEM), vec![0; call.outputs.len()]);
+                self.send(&reply, &[]);
+                record.state = State::Answered(reply, Vec::new());
+            }
+        }
+    }
+
+    fn start(
+        &self,
+        slot: u32,
+        call: Call,
+        payload: &[u8],
+        resume: Option<Resume>,
+        written: &mut u64,
+    ) -> Result<Open, StartError> {
+        let size = call.size as usize;
+        let span = size > SLOT_BUFFER_SIZE as usize;
+        let buffer = if span {
+            lock(&self.arena).take(size).ok_or(StartError::Full)?
+        } else {
+            slot_offset(slot) + SLOT_BUFFER
+        };
+        let mut bytes = vec![0; size];
+        let placed = relocate::place(&call, payload, &mut bytes, SHARED + buffer).map_err(StartError::from);
+        let posted = placed.and_then(|mut args| {
+            let mut nr = i64::from(call.nr);
+            match resume {
+                Some(Resume::Block { .. }) => (nr, args) = (libc::SYS_restart_syscall, [0; 6]),
+                Some(Resume::Short { written: before, .. }) if before <= args[2] => {
+                    args[1] += before;
+                    args[2] -= before;
+                    *written = before;
+                }
+                _ => {}
+            }
+            self.window.shared().write(buffer, &bytes).map_err(ScriptError::from)?;
+            Ok(self.window.post(slot, &[Op::may(nr, args)])?)
+        });
+        if posted.is_err() && span {
+            lock(&self.arena).give(buffer);
+        }
+        posted.map(|()| Open {
+            call,
+            buffer,
+            span,
+            since: Instant::now(),
+        })
+    }
+
+    /// Takes ended calls off the ring and answers them.
+    fn complete(&self, bell: u32, mut position: u32) -> (u32, u32) {
+        while let Ok(Some(slot)) = self.window.take_completion(position) {
+            position = position.wrapping_add(1);
+            self.completed(slot);
+        }
+        let bell = self.window.wait_bell(bell, Duration::from_secs(1)).unwrap_or(bell);
+        (bell, position)
+    }
+
+    fn completed(&self, slot: u32) {
+        let Some(record) = self.records.get(slot as usize) else {
+            return;
+        };
+        let mut record = lock(record);
+        if self.window.state(slot) != Ok(STATE_DONE) {
+            return;
+        }
+        let State::Open(open) = std::mem::take(&mut record.state) else {
+            // A script of the tracer thread: it takes its results itself.
+            return;
+        };
+        let mut result = self.window.result(slot, 1, 0).unwrap_or(-i64::from(libc::EIO));
+        let _ = self.window.release(slot);
+        let written = std::mem::take(&mut record.written);
+        if written > 0 {
+            result = if result >= 0 {
+                result + written as i64
+            } else {
+                written as i64
+            };
+        }
+        let mut bytes = vec![0; open.call.size as usize];
+        let _ = self.window.shared().read(open.buffer, &mut bytes);
+        let (lengths, parts) = relocate::collect(&open.call, result, &bytes);
+        let mut payload = Vec::with_capacity(parts.iter().map(|(_, length)| *length as usize).sum());
+        for (offset, length) in parts {
+            payload.extend_from_slice(&bytes[offset as usize..(offset + length) as usize]);
+        }
+        if open.span {
+            let _ = self.window.shared().discard(open.buffer, open.call.size as usize);
+            lock(&self.arena).give(open.buffer);
+        }
+        let reply = reply(&open.call, result, lengths);
+        record.state = State::Answered(reply.clone(), payload.clone());
+        drop(record);
+        if !self.send(&reply, &payload) {
+            (self.linger)(Ended {
+                tid: reply.tid.0,
+                reply,
+                payload,
+            });
+        }
+    }
+
+    /// Sends a reply to where the body is; false when it is nowhere away.
+    fn send(&self, reply: &Reply, payload: &[u8]) -> bool {
+        let session = self.session.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(session) = session else { return false };
+        match postcard::to_stdvec(&ToHost::Reply(reply.clone())) {
+            Ok(body) => {
+                if let Err(error) = session.send(&body, &[payload]) {
+                    tracing::debug!(pid = self.pid, %error, "reply not sent; it is kept");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a reply cannot be encoded"),
+        }
+        true
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("the window's arena is full")]
+    Full,
+    #[error(transparent)]
+    Malformed(#[from] relocate::Malformed),
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+}
+
+fn permit(call: &Call, payload: &[u8], job: &impl policy::JobView) -> Result<(), i32> {
+    policy::permit(call, payload, job).map_err(|denied| {
+        tracing::warn!(%denied, "refused by the away policy");
+        denied.errno
+    })
+}
+
+fn reply(call: &Call, result: i64, lengths: Vec<u32>) -> Reply {
+    Reply {
+        pid: Pid(call.pid.0),
+        tid: Tid(call.tid.0),
+        seq: call.seq,
+        result,
+        lengths,
+    }
+}

@@ -1,0 +1,14 @@
+//! A deputy: the kernel half of a process whose body is away, seen from its supervisor.
+//!
+//! ```text
+//! link reader ──▶ Deputy::call ──▶ slot's script ──▶ stub thread executes ──▶ completion ring ──▶ completion thread ──▶ Reply
+//! ```
+//! No other thread lies on that path. The tracer thread comes in only for signals, cancels and moves.
+//!
+//! - [`calls`]: one record per thread: at most once, and what is open.
+//! - [`arena`]: room for large buffers.
+
+pub mod arena;
+pub mod calls;
+
+pub use calls::{Deputy, Gate, Resume};
