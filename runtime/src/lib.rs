@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod deputy;
 pub mod lab;
 pub mod link;
+pub mod migrate;
 pub mod node;
 pub mod process;
 pub mod supervisor;

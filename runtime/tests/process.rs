@@ -36,7 +36,7 @@ fn start(program: &str, args: &[&str]) -> Child {
 
 /// Freezes, injects, captures; everything but the way home or away.
 fn take(pid: i32) -> (ProcessImage, Window, Frozen) {
-    let frozen = freeze(pid, Duration::from_secs(2)).expect("freezes");
+    let frozen = freeze(pid, &[], Duration::from_secs(2)).expect("freezes");
     let before = maps::read(pid).expect("maps");
     let window = inject(&frozen, &before).expect("injects");
     assert!(has_window(pid).expect("maps"));

@@ -4,7 +4,7 @@ use crate::exit::Exit;
 use crate::stand_in::stand_in;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use mosix_runtime::supervisor::engine::NoEngine;
+use mosix_runtime::migrate::HomeEngine;
 use mosix_runtime::supervisor::environment::CpuLevel;
 use mosix_runtime::supervisor::launch::{Spec, launch};
 use mosix_wire::job::Place;
@@ -90,6 +90,6 @@ fn start(args: RunArgs) -> anyhow::Result<ExitCode> {
         name: args.job,
         filter: !args.no_filter,
     };
-    let launched = launch(spec, |_| NoEngine).context("cannot start the job")?;
+    let launched = launch(spec, HomeEngine::new).context("cannot start the job")?;
     stand_in(launched).context("lost sight of the program")
 }

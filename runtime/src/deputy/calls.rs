@@ -297,7 +297,7 @@ impl Deputy {
     }
 
     /// Executes a call that the gate admitted, or answers it again.
-    pub fn call(&self, call: Call, payload: &[u8], job: &impl policy::JobView) {
+    pub fn call(&self, call: Call, payload: &[u8], job: &dyn policy::JobView) {
         let Some(slot) = self.slot(call.tid.0) else {
             tracing::warn!(
                 pid = self.pid,
@@ -466,7 +466,7 @@ enum StartError {
     Script(#[from] ScriptError),
 }
 
-fn permit(call: &Call, payload: &[u8], job: &impl policy::JobView) -> Result<(), i32> {
+fn permit(call: &Call, payload: &[u8], job: &dyn policy::JobView) -> Result<(), i32> {
     policy::permit(call, payload, job).map_err(|denied| {
         tracing::warn!(%denied, "refused by the away policy");
         denied.errno

@@ -52,7 +52,7 @@ pub struct Denied {
 ///
 /// # Errors
 /// [`Denied`]: the deputy must not execute it.
-pub fn permit(call: &Call, payload: &[u8], job: &impl JobView) -> Result<(), Denied> {
+pub fn permit(call: &Call, payload: &[u8], job: &dyn JobView) -> Result<(), Denied> {
     let row = table::row(call.nr);
     let denied = |errno, reason| Denied {
         nr: call.nr,
@@ -94,7 +94,7 @@ pub fn permit(call: &Call, payload: &[u8], job: &impl JobView) -> Result<(), Den
 const OUTSIDE: &str = "its target is outside the job";
 
 /// Calls that name another process.
-fn targets(call: &Call, view: &View<'_>, job: &impl JobView) -> Result<(), &'static str> {
+fn targets(call: &Call, view: &View<'_>, job: &dyn JobView) -> Result<(), &'static str> {
     let int = |i: usize| call.args[i] as i32;
     let behind = |i: u8, skip: u64| match view.arg(i) {
         Ok(Target::At(at)) => view.u32_at(at + skip) as i32,
@@ -162,7 +162,7 @@ fn normal(path: &[u8]) -> Vec<&[u8]> {
     parts
 }
 
-fn judge_path(path: &[u8], dirfd: i32, caller: Pid, job: &impl JobView) -> Result<(), &'static str> {
+fn judge_path(path: &[u8], dirfd: i32, caller: Pid, job: &dyn JobView) -> Result<(), &'static str> {
     let mut full;
     let path = if path.starts_with(b"/") {
         path
@@ -195,7 +195,7 @@ fn judge_path(path: &[u8], dirfd: i32, caller: Pid, job: &impl JobView) -> Resul
     Ok(())
 }
 
-fn forbidden(parts: &[&[u8]], job: &impl JobView) -> bool {
+fn forbidden(parts: &[&[u8]], job: &dyn JobView) -> bool {
     job.forbidden().iter().any(|prefix| {
         let prefix = normal(prefix);
         !prefix.is_empty() && parts.starts_with(&prefix)
@@ -247,7 +247,7 @@ fn is_service_socket(parts: &[&[u8]]) -> bool {
     }
 }
 
-fn judge_socket(name: &[u8], caller: Pid, job: &impl JobView) -> Result<(), &'static str> {
+fn judge_socket(name: &[u8], caller: Pid, job: &dyn JobView) -> Result<(), &'static str> {
     let [a, b, path @ ..] = name else { return Ok(()) };
     if i32::from(u16::from_le_bytes([*a, *b])) != libc::AF_UNIX {
         return Ok(());

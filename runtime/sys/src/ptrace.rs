@@ -281,7 +281,8 @@ pub fn wait(tid: Option<i32>, block: bool) -> io::Result<Option<(i32, Event)>> {
     }
 }
 
-fn decode(status: i32) -> Event {
+/// Decodes a raw wait status of a tracee.
+pub fn decode(status: i32) -> Event {
     if libc::WIFEXITED(status) {
         return Event::Exited(libc::WEXITSTATUS(status));
     }

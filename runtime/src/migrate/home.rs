@@ -1,0 +1,282 @@
+//! Taking a body back: the deputy becomes the whole process again.
+//!
+//! ```text
+//! image ─▶ repair the memory map ─▶ pages (worker) ─▶ thread and process state ─▶ built
+//! commit ─▶ registers, detach: native speed. A thread whose call is still open stays in the stub until the call ends.
+//! ```
+
+use super::incoming::Ready;
+use super::process::Process;
+use crate::deputy::calls::Ended;
+use crate::process::materialise::{process_state, set_thread, stop_all, thread_state};
+use crate::process::window::{ScriptError, Window};
+use crate::process::{maps, restore};
+use crate::syscall::marshal::{Gathered, Ids, gather};
+use crate::syscall::memory::{Fault, GuestMemory};
+use crate::syscall::table;
+use mosix_loader::script::Op;
+use mosix_loader::script::abi::{ARENA, SHARED};
+use mosix_sys::procmem::ProcMem;
+use mosix_sys::ptrace::{self, Regs};
+use mosix_wire::ids::{Pid, Seq, Tid};
+use mosix_wire::image::{ProcessImage, ThreadImage};
+use std::io;
+use std::time::{Duration, Instant};
+
+/// Why a body could not be taken back; it stays where it is.
+#[derive(Debug, thiserror::Error)]
+pub enum ReturnError {
+    /// The image names threads that the deputy does not have, or the other way round.
+    #[error("process {0}: the image's threads are not the deputy's")]
+    Threads(i32),
+    /// A script failed.
+    #[error("process {pid}: {step}: {error}")]
+    Script {
+        /// The process.
+        pid: i32,
+        /// Which step.
+        step: &'static str,
+        /// Why.
+        error: ScriptError,
+    },
+    /// The kernel refused something.
+    #[error("process {pid}: {error}")]
+    Os {
+        /// The process.
+        pid: i32,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+}
+
+/// Where the process-wide script's data lies in the arena: beyond long scripts, before call buffers.
+const STATE_DATA: u64 = ARENA + (12 << 20);
+
+/// Makes the deputy's memory map the body's; pages may then be written.
+///
+/// # Errors
+/// [`ReturnError`].
+pub fn repair(process: &Process, image: &ProcessImage) -> Result<Ready, ReturnError> {
+    let pid = process.pid;
+    let os = |error| ReturnError::Os { pid, error };
+    let failed = |step| move |error| ReturnError::Script { pid, step, error };
+    let deputy = process.deputy.as_ref().ok_or(ReturnError::Threads(pid))?;
+    let mut seats: Vec<i32> = deputy.seats().into_iter().map(|(tid, _)| tid).collect();
+    let mut threads: Vec<i32> = image.threads.iter().map(|thread| thread.tid.0).collect();
+    seats.sort_unstable();
+    threads.sort_unstable();
+    if seats != threads {
+        return Err(ReturnError::Threads(pid));
+    }
+    if !process.dropped {
+        process
+            .run(&restore::drop_memory(&maps::read(pid).map_err(os)?))
+            .map_err(failed("dropping memory"))?;
+    }
+    process
+        .run(&[Op::may(libc::SYS_brk, [image.mm.fields[5], 0, 0, 0, 0, 0])])
+        .map_err(failed("program break"))?;
+    let here = maps::read(pid).map_err(os)?;
+    let sent = (process.layout.vmas.as_slice(), process.layout.files.as_slice());
+    let repair = restore::repair(&here, sent, (&image.vmas, &image.files));
+    if !repair.ops.is_empty() {
+        process.run(&repair.ops).map_err(failed("memory map"))?;
+    }
+    let memory = ProcMem::force(pid).map_err(os)?;
+    Ok(Ready {
+        memory,
+        fills: repair.fills,
+        zeros: repair.zeros,
+    })
+}
+
+/// Whether home has seen the call that the image says is open: only then the thread waits for it in the stub.
+fn open_here(process: &Process, thread: &ThreadImage) -> bool {
+    let Some(deputy) = &process.deputy else { return false };
+    thread.in_flight && thread.seq > 0 && deputy.seq(thread.tid.0) == Seq(thread.seq)
+}
+
+/// Sets what only the process can set about itself. Everything but registers is then as in the body.
+///
+/// # Errors
+/// [`ReturnError`].
+pub fn dress(process: &Process, image: &ProcessImage) -> Result<(), ReturnError> {
+    let pid = process.pid;
+    let failed = |error| ReturnError::Script {
+        pid,
+        step: "process state",
+        error,
+    };
+    let deputy = process.deputy.as_ref().ok_or(ReturnError::Threads(pid))?;
+    let window = deputy.window();
+    let mut posted = Vec::new();
+    for thread in &image.threads {
+        let tid = thread.tid.0;
+        let Some(slot) = deputy.slot(tid) else {
+            return Err(ReturnError::Threads(pid));
+        };
+        if deputy.open(tid).is_some() {
+            continue;
+        }
+        let (mut ops, bytes) = thread_state(image, slot, thread);
+        // What is queued to the thread itself must wait for its own mask.
+        ops.insert(0, block_all(window, slot).map_err(failed)?);
+        window
+            .write_buffer(slot, 0, &bytes)
+            .map_err(|error| failed(error.into()))?;
+        window.post(slot, &ops).map_err(failed)?;
+        posted.push((slot, ops));
+    }
+    let deadline = Instant::now() + Duration::from_secs(10);
+    for (slot, ops) in &posted {
+        window.finish(*slot, ops, deadline).map_err(failed)?;
+    }
+    let (ops, bytes) = process_state(image, SHARED + STATE_DATA);
+    window
+        .shared()
+        .write(STATE_DATA, &bytes)
+        .map_err(|error| failed(error.into()))?;
+    process.run(&ops).map(drop).map_err(failed)
+}
+
+/// rt_sigprocmask(SIG_SETMASK, all), with its mask at the end of the slot's buffer.
+fn block_all(window: &Window, slot: u32) -> Result<Op, ScriptError> {
+    let (address, room) = Window::buffer(slot);
+    window.write_buffer(slot, room - 8, &u64::MAX.to_le_bytes())?;
+    let mask = address + room as u64 - 8;
+    Ok(Op::must(
+        libc::SYS_rt_sigprocmask,
+        [libc::SIG_SETMASK as u64, mask, 0, 8, 0, 0],
+    ))
+}
+
+/// Lets the whole process run at home. Threads with open calls linger; the rest is native again.
+pub fn release(process: &mut Process, image: &ProcessImage) {
+    let Some(deputy) = process.deputy.clone() else { return };
+    // From now on answers come to the engine, not to a host.
+    deputy.close();
+    process.lingering.clear();
+    for thread in &image.threads {
+        let tid = thread.tid.0;
+        if !open_here(process, thread) {
+            native(process, thread, None);
+        } else if let Some((reply, payload)) = deputy.answered(tid) {
+            native(process, thread, Some(Ended { tid, reply, payload }));
+        } else {
+            process.lingering.insert(tid, thread.clone());
+            if let Err(error) = relax(tid, thread, &deputy) {
+                tracing::debug!(tid, %error, "thread is gone");
+            }
+        }
+    }
+    process.dropped = false;
+}
+
+/// A lingering thread takes signals by its own mask, and no longer dies with the tracer.
+fn relax(tid: i32, thread: &ThreadImage, deputy: &crate::deputy::Deputy) -> io::Result<()> {
+    stop_all(&[tid])?;
+    ptrace::set_options(tid, ptrace::OPTIONS)?;
+    ptrace::set_sigmask(tid, thread.mask)?;
+    super::signals::go_on(tid, Some(deputy))
+}
+
+/// Gives a thread its registers and lets it go. `ended` is the answer of the call it waited for.
+pub fn native(process: &mut Process, thread: &ThreadImage, ended: Option<Ended>) {
+    let tid = thread.tid.0;
+    let result = ended.map(|ended| deliver(process.pid, thread, &ended));
+    let gone = stop_all(&[tid]).and_then(|()| {
+        set_thread(tid, thread)?;
+        if let Some(result) = result {
+            let mut regs = Regs(thread.regs);
+            regs.set_rax(result as u64);
+            if result > -512 {
+                regs.set_orig_rax(u64::MAX);
+            }
+            ptrace::set_regs(tid, &regs)?;
+        }
+        ptrace::detach(tid, 0)
+    });
+    if let Err(error) = gone {
+        tracing::debug!(tid, %error, "thread is gone");
+    }
+    process.held.remove(&tid);
+    process.lingering.remove(&tid);
+    if let Some(deputy) = &process.deputy {
+        deputy.leave(tid);
+    }
+}
+
+/// The open call of a lingering thread has ended: the thread is native again.
+pub fn lingered(process: &mut Process, thread: &ThreadImage, ended: Ended) {
+    if let (Some(deputy), Some(image)) = (process.deputy.clone(), process.image.as_ref())
+        && let Some(slot) = deputy.slot(thread.tid.0)
+    {
+        let (mut ops, bytes) = thread_state(image, slot, thread);
+        let window = deputy.window();
+        let dressed = block_all(window, slot).and_then(|block| {
+            ops.insert(0, block);
+            window.write_buffer(slot, 0, &bytes)?;
+            window.run(slot, &ops, Duration::from_secs(2))
+        });
+        if let Err(error) = dressed {
+            tracing::warn!(pid = process.pid, %error, "thread state not restored");
+        }
+    }
+    native(process, thread, Some(ended));
+}
+
+/// A signal is due for a lingering thread stopped at its delivery: its call ends as it would have natively, and the thread is native.
+///
+/// # Errors
+/// When the thread is gone.
+pub fn interrupted(process: &mut Process, thread: &ThreadImage, signal: i32) -> io::Result<()> {
+    let tid = thread.tid.0;
+    let mut regs = Regs(thread.regs);
+    if (regs.orig_rax() as i64) >= 0 && (regs.rax() as i64) > -512 {
+        regs.set_rax(crate::process::restart::ERESTARTNOHAND as u64);
+    }
+    ptrace::set_xstate(tid, &thread.xsave)?;
+    ptrace::set_regs(tid, &regs)?;
+    ptrace::set_sigmask(tid, thread.mask)?;
+    process.held.remove(&tid);
+    process.lingering.remove(&tid);
+    if let Some(deputy) = &process.deputy {
+        deputy.leave(tid);
+    }
+    ptrace::detach(tid, signal)
+}
+
+/// Writes the outputs of an ended call into the process's memory, as the host's agent would have; gives the call's result.
+fn deliver(pid: i32, thread: &ThreadImage, ended: &Ended) -> i64 {
+    let regs = Regs(thread.regs);
+    let memory = Memory(ProcMem::guest(thread.tid.0));
+    let ids = Ids {
+        pid: Pid(pid),
+        tid: Tid(thread.tid.0),
+        epoch: Default::default(),
+        seq: ended.reply.seq,
+    };
+    match gather(table::row(regs.orig_rax() as u32), regs.args(), &memory, ids) {
+        Gathered::Forward(forward) => match forward.scatter.apply(&memory, &ended.reply, &ended.payload) {
+            Ok(result) => result,
+            Err(error) => {
+                tracing::warn!(pid, %error, "answer of an open call does not fit");
+                -i64::from(libc::EFAULT)
+            }
+        },
+        _ => ended.reply.result,
+    }
+}
+
+/// Memory of a process at home as the marshalling engine sees it.
+struct Memory(ProcMem);
+
+impl GuestMemory for Memory {
+    fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
+        self.0.read(addr, buf).map_err(|_| Fault(addr))
+    }
+
+    fn write(&self, addr: u64, data: &[u8]) -> Result<(), Fault> {
+        self.0.write(addr, data).map_err(|_| Fault(addr))
+    }
+}

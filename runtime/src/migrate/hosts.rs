@@ -1,0 +1,239 @@
+//! Sessions with the agents of this job, one per host, made at the first use.
+
+use super::Message;
+use crate::deputy::Deputy;
+use crate::link::{Identity, LinkError, Pins, Security, Session, SessionOptions, Stream};
+use crate::node::client::{ClientError, Control};
+use crate::supervisor::engine::Handle;
+use crate::syscall::policy::JobView;
+use mosix_wire::control::{Fingerprint, OpenAgent, Purpose};
+use mosix_wire::ids::{JobId, NodeName, Nonce, Pid};
+use mosix_wire::link::{ToHome, ToHost};
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// How long a host waits for a silent home before it freezes the bodies, in seconds.
+const LEASE_S: u32 = 300;
+
+/// Why a host cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The node's daemon cannot or does not want to.
+    #[error(transparent)]
+    Daemon(#[from] ClientError),
+    /// The link could not be secured.
+    #[error("link to {node}: {error}")]
+    Link {
+        /// The host.
+        node: NodeName,
+        /// Why.
+        error: LinkError,
+    },
+    /// Keys could not be made.
+    #[error(transparent)]
+    Keys(#[from] crate::link::tls::TlsError),
+    /// A local failure.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A host with an agent of this job.
+pub struct Host {
+    /// Its name.
+    pub node: NodeName,
+    /// The agent's certificate.
+    pub fingerprint: Fingerprint,
+    /// Control, calls and replies.
+    pub session: Arc<Session>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// Sends an order; one that cannot be sent is lost with its session, which the engine learns otherwise.
+    pub fn order(&self, message: &ToHost) {
+        match postcard::to_stdvec(message) {
+            Ok(body) => {
+                if let Err(error) = self.session.send(&body, &[]) {
+                    tracing::debug!(node = %self.node, %error, "order not sent");
+                }
+            }
+            Err(error) => tracing::error!(%error, "an order cannot be encoded"),
+        }
+    }
+}
+
+/// Deputies by process, for link readers.
+pub type Deputies = Arc<RwLock<HashMap<i32, Arc<Deputy>>>>;
+
+/// Everything that is needed to reach hosts, shared by the engine and its workers.
+pub struct Hosts {
+    job: JobId,
+    home: Nonce,
+    identity: Identity,
+    pins: Pins,
+    known: Mutex<HashMap<NodeName, Arc<Host>>>,
+    /// Processes whose bodies are away.
+    pub deputies: Deputies,
+    handle: Handle<Message>,
+    view: Arc<dyn JobView + Send + Sync>,
+}
+
+impl Hosts {
+    /// Prepares; nothing is connected yet.
+    ///
+    /// # Errors
+    /// When no keys can be made.
+    pub fn new(
+        job: JobId,
+        home: Nonce,
+        handle: Handle<Message>,
+        view: Arc<dyn JobView + Send + Sync>,
+    ) -> Result<Self, HostError> {
+        Ok(Self {
+            job,
+            home,
+            identity: Identity::generate()?,
+            pins: Pins::default(),
+            known: Mutex::default(),
+            deputies: Deputies::default(),
+            handle,
+            view,
+        })
+    }
+
+    fn security(&self, control: &Control) -> Result<Security, HostError> {
+        if control.status()?.transport == "plain" {
+            return Ok(Security::Plain);
+        }
+        Ok(Security::tls(&self.identity, &self.pins)?)
+    }
+
+    /// The session with a host; made when there is none.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn get(self: &Arc<Self>, node: &NodeName) -> Result<Arc<Host>, HostError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(host) = known.get(node) {
+            return Ok(Arc::clone(host));
+        }
+        let host = self.connect(node)?;
+        known.insert(node.clone(), Arc::clone(&host));
+        self.handle.message(Message::Connected(node.clone(), Arc::clone(&host)));
+        Ok(host)
+    }
+
+    /// Forgets a host whose session is over.
+    pub fn forget(&self, node: &NodeName) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(node);
+    }
+
+    fn connect(self: &Arc<Self>, node: &NodeName) -> Result<Arc<Host>, HostError> {
+        let control = Control::local()?;
+        let fingerprint = control.open_agent(&OpenAgent {
+            node: node.clone(),
+            job: self.job,
+            home: self.home,
+            supervisor: self.identity.fingerprint(),
+            uid: nix::unistd::getuid().as_raw(),
+        })?;
+        self.pins.add(fingerprint);
+        let security = self.security(&control)?;
+        let (target, job) = (node.clone(), self.job);
+        let opener = move || -> io::Result<Stream> {
+            let fd = Control::local()?.open_stream(&target, job, Purpose::Session)?;
+            Stream::dial(fd, &security).map_err(io::Error::other)
+        };
+        let session = Session::dial(opener, SessionOptions::default()).map_err(|error| HostError::Link {
+            node: node.clone(),
+            error,
+        })?;
+        let host = Arc::new(Host {
+            node: node.clone(),
+            fingerprint,
+            session: Arc::new(session),
+        });
+        host.order(&ToHost::Hello {
+            job: self.job,
+            home: self.home,
+            lease_s: LEASE_S,
+        });
+        let (hosts, reading) = (Arc::clone(self), Arc::clone(&host));
+        std::thread::Builder::new()
+            .name(format!("link-{node}"))
+            .spawn(move || hosts.read(&reading))?;
+        Ok(host)
+    }
+
+    /// Opens a page stream to a host.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn pages(&self, node: &NodeName) -> Result<Stream, HostError> {
+        let control = Control::local()?;
+        let security = self.security(&control)?;
+        let fd = control.open_stream(node, self.job, Purpose::Pages)?;
+        Stream::dial(fd, &security).map_err(|error| HostError::Link {
+            node: node.clone(),
+            error,
+        })
+    }
+
+    /// Serves one host: calls go to their deputies at once, everything else to the engine.
+    fn read(&self, host: &Host) {
+        let mut frame = crate::link::Frame::default();
+        let why = loop {
+            if let Err(closed) = host.session.recv_into(&mut frame) {
+                break closed.to_string();
+            }
+            match frame.message::<ToHome>() {
+                Ok(ToHome::Call(call)) => {
+                    let (pid, epoch) = (call.pid, call.epoch);
+                    let deputy = self.deputy(pid);
+                    let (admitted, first) = deputy
+                        .as_ref()
+                        .map_or((false, false), |deputy| deputy.admit(&host.node, epoch));
+                    if let (true, Some(deputy)) = (admitted, deputy) {
+                        if first {
+                            self.handle.message(Message::First(host.node.clone(), pid, epoch));
+                        }
+                        deputy.call(call, &frame.payload, self.view.as_ref());
+                    } else {
+                        // A frame of an old epoch is answered "dead".
+                        tracing::debug!(node = %host.node, %pid, ?epoch, "call of a body that is not the one");
+                        host.order(&ToHost::Drop { pid, epoch });
+                    }
+                }
+                Ok(message) => self.handle.message(Message::From(host.node.clone(), Box::new(message))),
+                Err(error) => {
+                    host.session.close();
+                    break format!("it sends what this version does not understand: {error}");
+                }
+            }
+        };
+        self.handle.message(Message::Lost(host.node.clone(), why));
+    }
+
+    fn deputy(&self, pid: Pid) -> Option<Arc<Deputy>> {
+        self.deputies
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&pid.0)
+            .cloned()
+    }
+
+    /// Ends all sessions for good.
+    pub fn bye(&self) {
+        let known = std::mem::take(&mut *self.known.lock().unwrap_or_else(PoisonError::into_inner));
+        for host in known.values() {
+            host.order(&ToHost::Bye);
+            host.session.close();
+        }
+    }
+}

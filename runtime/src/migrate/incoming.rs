@@ -1,0 +1,126 @@
+//! The worker thread of a return: asks the host for the body, receives its image, and writes its pages into the deputy.
+
+use super::Message;
+use super::hosts::Hosts;
+use super::outgoing::Errand;
+use crate::supervisor::engine::Handle;
+use mosix_sys::procmem::ProcMem;
+use mosix_wire::ids::Pid;
+use mosix_wire::image::FileRef;
+use mosix_wire::link::{Destination, ToHome, ToHost};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// The deputy's memory is as the body's: pages may be written.
+#[derive(Debug)]
+pub struct Ready {
+    /// Where pages go.
+    pub memory: ProcMem,
+    /// Ranges to fill from files of home first: address, bytes, file, offset.
+    pub fills: Vec<(u64, u64, FileRef, u64)>,
+    /// Ranges to fill with zeros first.
+    pub zeros: Vec<(u64, u64)>,
+}
+
+/// Starts the worker; the returned sender tells it that the deputy is ready for pages.
+///
+/// # Errors
+/// When no thread can be created.
+pub fn start(hosts: Arc<Hosts>, handle: Handle<Message>, errand: Errand) -> std::io::Result<Sender<Ready>> {
+    let (tx, rx) = channel();
+    std::thread::Builder::new()
+        .name(format!("in-{}", errand.pid))
+        .spawn(move || {
+            let (pid, attempt) = (errand.pid, errand.attempt);
+            match run(&hosts, &handle, &errand, &rx) {
+                Ok(Some(bytes)) => handle.message(Message::Landed { pid, attempt, bytes }),
+                Ok(None) => {}
+                Err(why) => handle.message(Message::Failed {
+                    pid,
+                    attempt,
+                    why: why.to_string(),
+                }),
+            }
+        })?;
+    Ok(tx)
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn run(
+    hosts: &Arc<Hosts>,
+    handle: &Handle<Message>,
+    errand: &Errand,
+    ready: &Receiver<Ready>,
+) -> Result<Option<u64>, Failure> {
+    let pid = Pid(errand.pid);
+    errand.progress("freezing", 0, 0);
+    let mut stream = hosts.pages(&errand.to)?;
+    let ask = ToHost::Depart {
+        pid,
+        epoch: errand.attempt,
+        to: Destination::Home,
+        known_files: Vec::new(),
+    };
+    stream.send(&postcard::to_stdvec(&ask)?, &[])?;
+    match stream.recv()?.message::<ToHome>()? {
+        ToHome::Departing(image) if image.pid == pid && image.epoch == errand.attempt => {
+            handle.message(Message::Image {
+                pid: errand.pid,
+                attempt: errand.attempt,
+                image,
+            });
+        }
+        ToHome::CannotDepart { reason, .. } => return Err(reason.into()),
+        _ => return Err("the host sent something else than the image".into()),
+    }
+    let Ok(ready) = ready.recv() else { return Ok(None) };
+    prepare(&ready)?;
+    let mut frame = crate::link::Frame::default();
+    let mut bytes = 0u64;
+    loop {
+        stream.recv_into(&mut frame)?;
+        match frame.message::<ToHome>()? {
+            ToHome::Pages { pid: of, address } if of == pid => {
+                ready
+                    .memory
+                    .write(address, &frame.payload)
+                    .map_err(|error| format!("page at {address:#x}: {error}"))?;
+                bytes += frame.payload.len() as u64;
+                if bytes % (16 << 20) < frame.payload.len() as u64 {
+                    errand.progress("memory", bytes, 0);
+                }
+            }
+            ToHome::ImageEnd { pid: of, pages } if of == pid && pages * 4096 == bytes => return Ok(Some(bytes)),
+            ToHome::CannotDepart { reason, .. } => return Err(reason.into()),
+            _ => return Err("the host sent something else than pages, or not all of them".into()),
+        }
+    }
+}
+
+fn prepare(ready: &Ready) -> Result<(), Failure> {
+    let zeros = vec![0u8; 1 << 20];
+    for (start, length) in &ready.zeros {
+        let mut at = 0;
+        while at < *length {
+            let count = (length - at).min(zeros.len() as u64);
+            // Beyond a shared file's end nothing can be written, and nothing can differ.
+            let _ = ready.memory.write(start + at, &zeros[..count as usize]);
+            at += count;
+        }
+    }
+    for (start, length, file, offset) in &ready.fills {
+        let source = std::fs::File::open(&file.path).map_err(|error| format!("{}: {error}", file.path))?;
+        let mut buffer = vec![0; *length as usize];
+        let mut done = 0;
+        while done < buffer.len() {
+            match source.read_at(&mut buffer[done..], offset + done as u64)? {
+                0 => break,
+                count => done += count,
+            }
+        }
+        ready.memory.write(*start, &buffer[..done])?;
+    }
+    Ok(())
+}

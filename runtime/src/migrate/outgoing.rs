@@ -1,0 +1,196 @@
+//! The worker thread of a departure from home: connects, sends files, then the image and its pages.
+
+use super::Message;
+use super::hosts::Hosts;
+use crate::link::Stream;
+use crate::process::layout::{self, Run};
+use crate::process::{maps, memory};
+use crate::supervisor::engine::{Handle, Reply};
+use mosix_sys::procmem::ProcMem;
+use mosix_wire::ids::{Epoch, NodeName, Pid};
+use mosix_wire::image::{FileRef, ProcessImage};
+use mosix_wire::job::{Answer, Progress};
+use mosix_wire::limits::PAGE_RUN;
+use mosix_wire::link::{ToHome, ToHost};
+use std::collections::HashSet;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+/// A frozen and captured process, to be sent.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// The image.
+    pub image: Box<ProcessImage>,
+    /// Pages to send.
+    pub runs: Vec<Run>,
+    /// Where they are read.
+    pub memory: ProcMem,
+    /// Paths of the image's files at home, in its order.
+    pub paths: Vec<String>,
+}
+
+/// What a worker is told.
+#[derive(Debug, Clone)]
+pub struct Errand {
+    /// The process.
+    pub pid: i32,
+    /// Epoch of the image.
+    pub attempt: Epoch,
+    /// Where to.
+    pub to: NodeName,
+    /// Who asked, for progress.
+    pub reply: Option<Reply>,
+}
+
+impl Errand {
+    /// Tells whoever asked how far the move is.
+    pub fn progress(&self, phase: &str, done: u64, total: u64) {
+        if let Some(reply) = &self.reply {
+            reply.send(Answer::Progress(Progress {
+                pid: Pid(self.pid),
+                phase: phase.to_owned(),
+                done,
+                total,
+            }));
+        }
+    }
+}
+
+/// Starts the worker; the returned sender takes the captured process once.
+///
+/// # Errors
+/// When no thread can be created.
+pub fn start(hosts: Arc<Hosts>, handle: Handle<Message>, errand: Errand) -> std::io::Result<Sender<Outgoing>> {
+    let (tx, rx) = channel();
+    std::thread::Builder::new()
+        .name(format!("out-{}", errand.pid))
+        .spawn(move || {
+            let (pid, attempt) = (errand.pid, errand.attempt);
+            match run(&hosts, &handle, &errand, &rx) {
+                Ok(Some(bytes)) => handle.message(Message::Sent { pid, attempt, bytes }),
+                // The engine gave up first.
+                Ok(None) => {}
+                Err(why) => handle.message(Message::Failed {
+                    pid,
+                    attempt,
+                    why: why.to_string(),
+                }),
+            }
+        })?;
+    Ok(tx)
+}
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn run(
+    hosts: &Arc<Hosts>,
+    handle: &Handle<Message>,
+    errand: &Errand,
+    captured: &Receiver<Outgoing>,
+) -> Result<Option<u64>, Failure> {
+    errand.progress("connecting", 0, 0);
+    hosts.get(&errand.to)?;
+    let mut stream = hosts.pages(&errand.to)?;
+    let mut known = HashSet::new();
+    let mappings = maps::read(errand.pid)?;
+    if let Ok(layout) = layout::of_home(errand.pid, &mappings, |_| true) {
+        send_files(&mut stream, &layout.files, &layout.paths, &mut known, errand)?;
+    }
+    handle.message(Message::Prepared {
+        pid: errand.pid,
+        attempt: errand.attempt,
+    });
+    let Ok(outgoing) = captured.recv() else { return Ok(None) };
+    send_files(&mut stream, &outgoing.image.files, &outgoing.paths, &mut known, errand)?;
+    let pid = outgoing.image.pid;
+    send(&mut stream, &ToHost::Arrive(outgoing.image), &[])?;
+    let total: u64 = outgoing.runs.iter().map(|run| run.range.end - run.range.start).sum();
+    let mut done = 0;
+    let bytes = memory::read(&outgoing.memory, &outgoing.runs, |address, bytes| {
+        send(&mut stream, &ToHost::Pages { pid, address }, &[bytes]).map_err(std::io::Error::other)?;
+        done += bytes.len() as u64;
+        if done % (16 << 20) < bytes.len() as u64 {
+            errand.progress("memory", done, total);
+        }
+        Ok(())
+    })?;
+    send(
+        &mut stream,
+        &ToHost::ImageEnd {
+            pid,
+            pages: bytes / 4096,
+        },
+        &[],
+    )?;
+    Ok(Some(bytes))
+}
+
+fn send(stream: &mut Stream, message: &ToHost, payload: &[&[u8]]) -> Result<(), Failure> {
+    stream.send(&postcard::to_stdvec(message)?, payload)?;
+    Ok(())
+}
+
+/// Offers files and sends those that the host lacks.
+fn send_files(
+    stream: &mut Stream,
+    files: &[FileRef],
+    paths: &[String],
+    known: &mut HashSet<FileRef>,
+    errand: &Errand,
+) -> Result<(), Failure> {
+    let fresh: Vec<(&FileRef, &String)> = files
+        .iter()
+        .zip(paths)
+        .filter(|(file, _)| !known.contains(*file))
+        .collect();
+    if fresh.is_empty() {
+        return Ok(());
+    }
+    send(
+        stream,
+        &ToHost::Files(fresh.iter().map(|(file, _)| (*file).clone()).collect()),
+        &[],
+    )?;
+    let lacks = match stream.recv()?.message::<ToHome>()? {
+        ToHome::Lacks(lacks) => lacks,
+        _ => return Err("the host answered something else than which files it lacks".into()),
+    };
+    let total: u64 = lacks.iter().map(|file| file.size).sum();
+    let mut done = 0;
+    for file in lacks {
+        let path = fresh
+            .iter()
+            .find(|(offered, _)| **offered == file)
+            .map(|(_, path)| path);
+        let path = path.ok_or("the host asked for a file that was not offered")?;
+        let source = std::fs::File::open(path.as_str()).map_err(|error| format!("{}: {error}", file.path))?;
+        let (mut offset, mut buffer) = (0, vec![0; PAGE_RUN]);
+        loop {
+            let want = ((file.size - offset) as usize).min(buffer.len());
+            let count = if want == 0 {
+                0
+            } else {
+                source.read_at(&mut buffer[..want], offset)?
+            };
+            let last = count == 0 || offset + count as u64 == file.size;
+            send(
+                stream,
+                &ToHost::FileBytes {
+                    file: file.clone(),
+                    offset,
+                    last,
+                },
+                &[&buffer[..count]],
+            )?;
+            offset += count as u64;
+            done += count as u64;
+            if last {
+                break;
+            }
+        }
+        errand.progress("files", done, total);
+    }
+    known.extend(files.iter().cloned());
+    Ok(())
+}

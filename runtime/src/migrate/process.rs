@@ -1,0 +1,407 @@
+//! One process of the job as the engine knows it, and its departure from home.
+
+use super::incoming::Ready;
+use super::outgoing::{Errand, Outgoing};
+use crate::contract::commit::Home;
+use crate::deputy::{Deputy, Resume};
+use crate::process::capture::{self, CaptureError, Captured, capture};
+use crate::process::freeze::{FreezeError, Frozen, freeze, release};
+use crate::process::inject::{InjectError, has_window, inject};
+use crate::process::layout::{self, Layout, Unmovable};
+use crate::process::materialise::stop_all;
+use crate::process::restart::Standing;
+use crate::process::{freeze as freezing, maps, restore};
+use crate::supervisor::engine::Reply;
+use mosix_loader::script::Op;
+use mosix_sys::procmem::ProcMem;
+use mosix_sys::ptrace;
+use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Seq};
+use mosix_wire::image::{ProcessImage, SigInfo, ThreadImage};
+use mosix_wire::job::Place;
+use mosix_wire::link::Exit;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+/// How long a process may take to freeze.
+const FREEZE_LIMIT: Duration = Duration::from_secs(3);
+
+/// Why a process could not depart. It runs on.
+#[derive(Debug, thiserror::Error)]
+pub enum DepartError {
+    /// Its threads could not be stopped.
+    #[error(transparent)]
+    Freeze(#[from] FreezeError),
+    /// The window could not be put into it.
+    #[error(transparent)]
+    Inject(#[from] InjectError),
+    /// It could not be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// Its memory map cannot travel.
+    #[error("process {pid} cannot move: {why}")]
+    Unmovable {
+        /// The process.
+        pid: i32,
+        /// Why.
+        why: Unmovable,
+    },
+    /// The kernel refused something.
+    #[error("process {pid}: {what}: {error}")]
+    Os {
+        /// The process.
+        pid: i32,
+        /// What was done.
+        what: &'static str,
+        /// The kernel's answer.
+        error: io::Error,
+    },
+}
+
+/// The move under way, for its report.
+#[derive(Debug)]
+pub struct Journey {
+    /// Who asked; None for a move that the process itself needs.
+    pub reply: Option<Reply>,
+    /// Whether this is one of several moves of one command: the last one says done.
+    pub batch: Option<Arc<()>>,
+    /// Where from.
+    pub from: Place,
+    /// Where to.
+    pub to: Place,
+    /// When it was asked for.
+    pub begun: Instant,
+    /// When the process stopped computing.
+    pub frozen: Option<Instant>,
+    /// Bytes of memory sent.
+    pub bytes: u64,
+    /// Why it failed, once known.
+    pub why: Option<String>,
+}
+
+/// One process.
+#[derive(Debug)]
+pub struct Process {
+    /// Thread-group id.
+    pub pid: i32,
+    /// Program name.
+    pub program: String,
+    /// Where the body is, by the commit rules.
+    pub state: Home<NodeName>,
+    /// Its kernel half, once it has departed for the first time.
+    pub deputy: Option<Arc<Deputy>>,
+    /// Threads that this tracer has seized.
+    pub held: HashSet<i32>,
+    /// The image that is under way or away.
+    pub image: Option<ProcessImage>,
+    /// What left home last.
+    pub layout: Layout,
+    /// The move under way.
+    pub journey: Option<Journey>,
+    /// Gives the captured process to the sending worker.
+    pub outgoing: Option<Sender<Outgoing>>,
+    /// Tells the receiving worker that pages may be written.
+    pub incoming: Option<Sender<Ready>>,
+    /// The returning body.
+    pub returning: Option<Box<ProcessImage>>,
+    /// Frozen threads of a departure that is not committed yet.
+    pub frozen: Option<Frozen>,
+    /// Threads that finish an open call in the stub although the body is home.
+    pub lingering: HashMap<i32, ThreadImage>,
+    /// The deputy's memory was dropped: what the body has not sent is zeros or file bytes.
+    pub dropped: bool,
+    /// Deadline of the destination's answer.
+    pub deadline: Option<Instant>,
+    /// The process is being ended like its body.
+    pub dying: Option<Exit>,
+    /// Stopped by this signal (job control).
+    pub stopped: Option<i32>,
+    /// Signals that came while the body was nowhere.
+    pub signals: VecDeque<(Option<i32>, SigInfo)>,
+    /// Open calls to be cancelled when their deputy thread stops: thread, number.
+    pub cancels: HashMap<i32, Seq>,
+}
+
+impl Process {
+    /// A process at home that was never moved.
+    pub fn new(pid: i32, epoch: Epoch) -> Self {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        Self {
+            pid,
+            program: comm.trim_end().to_owned(),
+            state: Home::AtHome { epoch },
+            deputy: None,
+            held: HashSet::new(),
+            image: None,
+            layout: Layout::default(),
+            journey: None,
+            outgoing: None,
+            incoming: None,
+            returning: None,
+            frozen: None,
+            lingering: HashMap::new(),
+            dropped: false,
+            deadline: None,
+            dying: None,
+            stopped: None,
+            signals: VecDeque::new(),
+            cancels: HashMap::new(),
+        }
+    }
+
+    /// The errand of a worker for the move under way.
+    pub fn errand(&self, attempt: Epoch, node: NodeName) -> Errand {
+        let reply = self.journey.as_ref().and_then(|journey| journey.reply.clone());
+        Errand {
+            pid: self.pid,
+            attempt,
+            to: node,
+            reply,
+        }
+    }
+
+    /// Freezes and captures the process. Afterwards its threads sit in the stub; [`Process::wake`] undoes it.
+    ///
+    /// # Errors
+    /// [`DepartError`]; the process then runs on.
+    pub fn depart(
+        &mut self,
+        attempt: Epoch,
+        home: Nonce,
+        sole: impl Fn(&maps::Mapping) -> bool,
+        deputy: impl FnOnce(crate::process::window::Window) -> io::Result<Arc<Deputy>>,
+    ) -> Result<Outgoing, DepartError> {
+        let pid = self.pid;
+        let flags = maps::flags(pid).unwrap_or_default();
+        if let Some(journey) = &mut self.journey {
+            journey.frozen = Some(Instant::now());
+        }
+        let lingering: Vec<i32> = self.lingering.keys().copied().collect();
+        let frozen = freeze(pid, &lingering, FREEZE_LIMIT)?;
+        let captured = self.capture(frozen, attempt, home, &flags, sole, deputy);
+        if captured.is_err() {
+            self.wake();
+        }
+        captured
+    }
+
+    fn capture(
+        &mut self,
+        frozen: Frozen,
+        attempt: Epoch,
+        home: Nonce,
+        flags: &HashMap<u64, Vec<[u8; 2]>>,
+        sole: impl Fn(&maps::Mapping) -> bool,
+        deputy: impl FnOnce(crate::process::window::Window) -> io::Result<Arc<Deputy>>,
+    ) -> Result<Outgoing, DepartError> {
+        let pid = self.pid;
+        let os = |what| move |error| DepartError::Os { pid, what, error };
+        self.held = frozen
+            .threads
+            .iter()
+            .map(|thread| thread.tid)
+            .chain(self.lingering.keys().copied())
+            .collect();
+        self.frozen = Some(frozen);
+        let Some(frozen) = &self.frozen else {
+            unreachable!("just set")
+        };
+        let mut mappings = maps::read(pid).map_err(os("maps"))?;
+        maps::attach(&mut mappings, flags);
+        let layout = layout::of_home(pid, &mappings, sole).map_err(|why| DepartError::Unmovable { pid, why })?;
+        let kept = has_window(pid).map_err(os("maps"))?;
+        let deputy = match self.deputy.take() {
+            Some(deputy) if kept => deputy,
+            stale => {
+                if let Some(stale) = stale {
+                    stale.end();
+                }
+                let window = inject(frozen, &mappings)?;
+                deputy(window).map_err(os("starting the deputy"))?
+            }
+        };
+        self.deputy = Some(Arc::clone(&deputy));
+        let memory = ProcMem::force(pid).map_err(os("memory"))?;
+        let captured = self.threads_of(&deputy)?;
+        let runs = layout::runs(pid, &layout.vmas, &layout.pages).map_err(os("pagemap"))?;
+        let image = ProcessImage {
+            pid: Pid(pid),
+            epoch: attempt,
+            home,
+            uid: nix::unistd::getuid().as_raw(),
+            exe: exe(pid),
+            threads: captured.threads,
+            vmas: layout.vmas.clone(),
+            files: layout.files.clone(),
+            mm: capture::mm(pid, captured.brk)?,
+            actions: captured.actions,
+            // Pending signals stay with the deputy and are forwarded when its mask is lifted.
+            pending: Vec::new(),
+            clocks: capture::clocks(),
+            vdso: layout::vdso(&memory, &mappings),
+            cpu: crate::cpu::record(),
+            attributes: captured.attributes,
+        };
+        let paths = layout.paths.clone();
+        self.layout = layout;
+        self.image = Some(image.clone());
+        Ok(Outgoing {
+            image: Box::new(image),
+            runs,
+            memory,
+            paths,
+        })
+    }
+
+    /// Captures the threads that ran, and adds those that linger in the stub.
+    fn threads_of(&self, deputy: &Deputy) -> Result<Captured, DepartError> {
+        let Some(frozen) = &self.frozen else {
+            unreachable!("called between freeze and wake")
+        };
+        let mut captured = if frozen.threads.is_empty() {
+            // Nothing of the program ran since it came home: it is as it was.
+            let before = self.image.as_ref().ok_or(FreezeError::Ended(self.pid))?;
+            Captured {
+                threads: Vec::new(),
+                actions: before.actions.clone(),
+                pending: Vec::new(),
+                brk: before.mm.fields[5],
+                attributes: before.attributes,
+            }
+        } else {
+            for (tid, _) in deputy.seats() {
+                if !self.lingering.contains_key(&tid) {
+                    deputy.leave(tid);
+                }
+            }
+            let slots = deputy.free_slots(frozen.threads.len());
+            let captured = capture(frozen, deputy.window(), &slots, |tid| tid)?;
+            for (thread, slot) in frozen.threads.iter().zip(slots) {
+                deputy.seat(thread.tid, slot, Seq(0), resume(thread));
+            }
+            captured
+        };
+        for thread in &mut captured.threads {
+            thread.pending.clear();
+        }
+        for (tid, thread) in &self.lingering {
+            let mut thread = thread.clone();
+            thread.seq = deputy.seq(*tid).0;
+            thread.in_flight = true;
+            captured.threads.push(thread);
+        }
+        let pid = self.pid;
+        captured
+            .threads
+            .sort_by_key(|thread| (thread.tid.0 != pid, thread.tid.0));
+        Ok(captured)
+    }
+
+    /// Undoes a departure that was not committed: every thread goes on as if nothing had been.
+    pub fn wake(&mut self) {
+        let Some(frozen) = self.frozen.take() else { return };
+        let image = self
+            .image
+            .as_ref()
+            .map(|image| image.threads.as_slice())
+            .unwrap_or_default();
+        for thread in &frozen.threads {
+            let tid = thread.tid;
+            let inside = ptrace::regs(tid).is_err();
+            if inside && stop_all(&[tid]).is_err() {
+                continue;
+            }
+            if let Some(before) = image.iter().find(|image| image.tid.0 == tid) {
+                let _ = ptrace::set_xstate(tid, &before.xsave);
+                let _ = ptrace::set_sigmask(tid, before.mask);
+            }
+        }
+        release(&frozen);
+        if let Some(deputy) = &self.deputy {
+            for thread in &frozen.threads {
+                deputy.leave(thread.tid);
+            }
+        }
+        self.held = self.lingering.keys().copied().collect();
+    }
+
+    /// The body runs elsewhere: the deputy becomes one in earnest. Its memory goes, its signals are no longer blocked (the
+    /// tracer forwards them), and it dies with this supervisor.
+    pub fn settle_away(&mut self) {
+        self.frozen = None;
+        let Some(deputy) = self.deputy.clone() else { return };
+        let mappings = maps::read(self.pid).unwrap_or_default();
+        let drop = restore::drop_memory(&mappings);
+        match deputy
+            .idle_slot()
+            .map(|slot| deputy.window().run(slot, &drop, Duration::from_secs(20)))
+        {
+            Some(Ok(_)) => self.dropped = true,
+            Some(Err(error)) => tracing::warn!(pid = self.pid, %error, "memory not dropped"),
+            None => self.dropped = false,
+        }
+        for tid in self.held.clone() {
+            if let Err(error) = harden(tid) {
+                tracing::debug!(tid, %error, "thread is gone");
+            }
+        }
+        self.lingering.clear();
+    }
+
+    /// Runs system calls in the process: in an idle slot.
+    pub fn run(&self, ops: &[Op]) -> Result<Vec<i64>, crate::process::window::ScriptError> {
+        let Some(deputy) = &self.deputy else {
+            return Ok(Vec::new());
+        };
+        let slot = deputy.idle_slot().ok_or(crate::process::window::ScriptError::Busy(0))?;
+        deputy.window().run(slot, ops, Duration::from_secs(20))
+    }
+}
+
+/// Makes a thread of the deputy, the leader if possible, execute one last system call in place of whatever it does.
+///
+/// # Errors
+/// When no thread can be stopped any more.
+pub fn divert(process: &Process, nr: i64, args: [u64; 6]) -> io::Result<()> {
+    let text = mosix_loader::script::stub().map_err(io::Error::other)?.text;
+    let at = text
+        .windows(2)
+        .position(|pair| pair == [0x0f, 0x05])
+        .ok_or(io::ErrorKind::NotFound)?;
+    let leader = process.held.get(&process.pid);
+    let tid = *leader
+        .or_else(|| process.held.iter().next())
+        .ok_or(io::ErrorKind::NotFound)?;
+    stop_all(&[tid])?;
+    let mut regs = ptrace::regs(tid)?;
+    regs.set_call(nr as u64, args);
+    regs.set_orig_rax(u64::MAX);
+    regs.set_rip(mosix_loader::script::abi::WINDOW + at as u64);
+    ptrace::set_regs(tid, &regs)?;
+    ptrace::cont(tid, 0)
+}
+
+/// Stops a thread of a deputy for a moment to unblock its signals and to tie its life to the tracer's.
+fn harden(tid: i32) -> io::Result<()> {
+    stop_all(&[tid])?;
+    ptrace::set_options(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL)?;
+    ptrace::set_sigmask(tid, 0)?;
+    super::signals::go_on(tid, None)
+}
+
+fn resume(thread: &freezing::FrozenThread) -> Option<Resume> {
+    let nr = thread.regs.orig_rax() as u32;
+    match thread.standing {
+        Standing::Block => Some(Resume::Block { nr }),
+        Standing::Short(written) => Some(Resume::Short { nr, written }),
+        Standing::User | Standing::Again => None,
+    }
+}
+
+fn exe(pid: i32) -> String {
+    std::fs::read_link(format!("/proc/{pid}/exe"))
+        .map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}

@@ -1,0 +1,80 @@
+//! What the home gate and the layout ask about the job's other processes.
+
+use crate::process::maps::{self, Mapping};
+use crate::supervisor::processes;
+use crate::supervisor::stat::Stat;
+use crate::syscall::policy::JobView;
+use mosix_wire::ids::Pid;
+
+/// The job as the gate sees it.
+#[derive(Debug)]
+pub struct View {
+    supervisor: i32,
+    forbidden: Vec<Vec<u8>>,
+}
+
+impl View {
+    /// The job of this supervisor.
+    pub fn new(supervisor: i32) -> Self {
+        let folders = [
+            crate::node::paths::state_dir().ok(),
+            crate::supervisor::rundir::runtime_dir().ok(),
+            std::env::var_os("SSH_AUTH_SOCK").map(Into::into),
+        ];
+        let mut forbidden: Vec<Vec<u8>> = folders
+            .into_iter()
+            .flatten()
+            .map(|path| path.into_os_string().into_encoded_bytes())
+            .collect();
+        forbidden.extend([b"/run/docker.sock".to_vec(), b"/var/run/docker.sock".to_vec()]);
+        let uid = nix::unistd::getuid();
+        forbidden.push(format!("/run/user/{uid}/bus").into_bytes());
+        Self { supervisor, forbidden }
+    }
+}
+
+impl JobView for View {
+    fn contains(&self, pid: i32) -> bool {
+        processes::is_descendant(pid, self.supervisor)
+    }
+
+    fn owns_group(&self, caller: Pid, pgid: i32) -> bool {
+        let group = if pgid == 0 {
+            Stat::read(caller.0).map_or(-1, |stat| stat.group)
+        } else {
+            pgid
+        };
+        let Ok(entries) = std::fs::read_dir("/proc") else {
+            return false;
+        };
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let launcher = Stat::read(self.supervisor).map_or(-1, |stat| stat.parent);
+        // The launcher stands for the program: a signal to the group reaches it natively too.
+        pids.filter_map(|pid| Stat::read(pid).ok())
+            .filter(|stat| stat.group == group)
+            .all(|stat| stat.pid == launcher || processes::is_descendant(stat.pid, self.supervisor))
+    }
+
+    fn forbidden(&self) -> &[Vec<u8>] {
+        &self.forbidden
+    }
+}
+
+/// Whether `pid` is the only process of the job that maps this shared file or memory. Memory that is not a file of a real file system
+/// can be shared with anybody who got its descriptor: then only a file counts.
+pub fn sole_mapper(supervisor: i32, pid: i32, mapping: &Mapping) -> bool {
+    let nameless = mapping.name.starts_with("/memfd:")
+        || mapping.name.starts_with("/SYSV")
+        || mapping.name.starts_with("/dev/shm/")
+        || mapping.name.starts_with("/dev/zero");
+    let Ok(all) = processes::descendants(supervisor) else {
+        return false;
+    };
+    let shared = all.iter().filter(|stat| stat.pid != pid).any(|stat| {
+        maps::read(stat.pid).is_ok_and(|maps| {
+            maps.iter()
+                .any(|other| other.shared && (other.device, other.inode) == (mapping.device, mapping.inode))
+        })
+    });
+    !shared && (!nameless || mapping.name.starts_with("/dev/zero"))
+}
