@@ -211,7 +211,8 @@ fn image_of(
         let state = ptrace::sigmask(thread.tid).and_then(|mask| Ok((mask, ptrace::xstate(thread.tid)?)));
         saved.push(state.map_err(os("saving a thread"))?);
     }
-    let captured = capture::capture(frozen, &built.body.window, number);
+    let slots: Vec<u32> = (0..frozen.threads.len() as u32).collect();
+    let captured = capture::capture(frozen, &built.body.window, &slots, number);
     let mut captured = match captured {
         Ok(captured) => captured,
         Err(error) => {

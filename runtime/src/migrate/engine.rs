@@ -319,6 +319,12 @@ impl HomeEngine {
         if let Some(journey) = &mut process.journey {
             journey.frozen.get_or_insert_with(Instant::now);
         }
+        let mut image = image;
+        if let Err(error) = crate::cpu::settle(&mut image) {
+            self.fail(pid, &error.to_string());
+            return self.step(cx, pid, HomeEvent::ImageFailed(attempt));
+        }
+        let Some(process) = self.processes.get_mut(&pid) else { return };
         match home::repair(process, &image) {
             Ok(ready) => {
                 process.returning = Some(image);

@@ -37,6 +37,9 @@ pub enum DepartError {
     /// The window could not be put into it.
     #[error(transparent)]
     Inject(#[from] InjectError),
+    /// A thread stays in the vDSO.
+    #[error(transparent)]
+    Step(#[from] crate::process::step::StepError),
     /// It could not be captured.
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -204,11 +207,11 @@ impl Process {
             .map(|thread| thread.tid)
             .chain(self.lingering.keys().copied())
             .collect();
-        self.frozen = Some(frozen);
-        let Some(frozen) = &self.frozen else {
-            unreachable!("just set")
-        };
+        let frozen = self.frozen.insert(frozen);
         let mut mappings = maps::read(pid).map_err(os("maps"))?;
+        let vdso = capture::vdso_of(&mappings).map_or(0..0, |vdso| vdso.start..vdso.end);
+        crate::process::step::out_of(frozen, |ip| vdso.contains(&ip))?;
+        let frozen = &*frozen;
         maps::attach(&mut mappings, flags);
         let layout = layout::of_home(pid, &mappings, sole).map_err(|why| DepartError::Unmovable { pid, why })?;
         let kept = has_window(pid).map_err(os("maps"))?;

@@ -17,4 +17,5 @@ pub mod memory;
 pub mod program;
 pub mod restart;
 pub mod restore;
+pub mod step;
 pub mod window;
