@@ -45,9 +45,13 @@ pub struct Extra {
 }
 
 impl Lab {
-    /// Asks `mosix` about the lab `name`, which must be up.
-    pub fn find(name: &str, mosix: &Path) -> Result<Self> {
-        let output = Command::new(mosix)
+    /// Asks `mosix` about the lab `name`, which must be up; `runtime` is its MOSIX_RUNTIME_DIR, if not the usual one.
+    pub fn find(name: &str, runtime: Option<&Path>, mosix: &Path) -> Result<Self> {
+        let mut command = Command::new(mosix);
+        if let Some(runtime) = runtime {
+            command.env("MOSIX_RUNTIME_DIR", runtime);
+        }
+        let output = command
             .args(["lab", "status", "--json", "--name", name])
             .stdin(Stdio::null())
             .output()

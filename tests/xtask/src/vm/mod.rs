@@ -16,6 +16,7 @@ mod initramfs;
 mod kernel;
 mod lab;
 mod manifest;
+mod moves;
 mod net;
 mod protocol;
 mod qemu;
@@ -55,7 +56,7 @@ enum Verb {
         /// The guests to end; all, if none is given.
         names: Vec<String>,
     },
-    /// Run the workspace's tests that depend on the kernel inside guests, one per kernel.
+    /// Run the tests that depend on the kernel inside guests, then move programs between all kernels.
     Test(units::Test),
     /// List the guests.
     Status {

@@ -12,10 +12,10 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::exec;
 use super::manifest::{Manifest, Tests};
 use super::state::Store;
 use super::up::{self, Up};
+use super::{exec, moves};
 use crate::workspace;
 
 /// MiB of a test guest: test programs are some MiB each and lie in its memory.
@@ -30,11 +30,23 @@ pub struct Test {
     /// Kernels to test on [default: all of vm-images/manifest.toml].
     #[arg(long, value_name = "VERSION", value_delimiter = ',')]
     kernel: Vec<String>,
+    /// Only this part: `units` runs tests inside guests, `moves` moves programs between them.
+    #[arg(long, value_name = "PART")]
+    only: Option<Part>,
     /// Leave the guests up.
     #[arg(long)]
     keep: bool,
     /// Only tests whose name contains this.
     filter: Option<String>,
+}
+
+/// A part of `vm test`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Tests inside guests.
+    Units,
+    /// Programs moved between kernels.
+    Moves,
 }
 
 /// What libtest counted.
@@ -71,6 +83,32 @@ impl Drop for Guests<'_> {
 
 /// Builds, boots, runs, counts; the last line is `N passed, N failed, N skipped`.
 pub fn run(args: &Test, store: &Store, cache: &Path) -> Result<ExitCode> {
+    let mut total = Count::default();
+    if args.only != Some(Part::Moves) {
+        total = inside(args, store, cache)?;
+    }
+    if args.only != Some(Part::Units) && args.filter.is_none() {
+        match moves::run(store, cache) {
+            Ok(()) => total.passed += 1,
+            Err(error) => {
+                println!("moves between kernels: FAILED: {error:#}");
+                total.failed += 1;
+            }
+        }
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        total.passed, total.failed, total.skipped
+    );
+    Ok(if total.failed > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Runs the tests inside the guests.
+fn inside(args: &Test, store: &Store, cache: &Path) -> Result<Count> {
     let manifest = Manifest::load()?;
     let kernels = if args.kernel.is_empty() {
         manifest.kernel_names()
@@ -110,15 +148,7 @@ pub fn run(args: &Test, store: &Store, cache: &Path) -> Result<ExitCode> {
         total.failed += count.failed;
         total.skipped += count.skipped;
     }
-    println!(
-        "{} passed, {} failed, {} skipped",
-        total.passed, total.failed, total.skipped
-    );
-    Ok(if total.failed > 0 {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(total)
 }
 
 /// Builds the packages' test programs statically.

@@ -51,6 +51,9 @@ pub struct Up {
         conflicts_with_all = ["bridge", "netns"]
     )]
     attach_lab: Option<String>,
+    /// MOSIX_RUNTIME_DIR under which the lab was made, if not this environment's.
+    #[arg(long, value_name = "DIR", hide = true)]
+    lab_runtime: Option<PathBuf>,
     /// Copy a file or folder into the guests before they boot.
     #[arg(long, value_name = "FROM=TO")]
     inject: Vec<String>,
@@ -72,8 +75,21 @@ impl Up {
             bridge: None,
             netns: None,
             attach_lab: None,
+            lab_runtime: None,
             inject: Vec::new(),
             patience: 180,
+        }
+    }
+
+    /// The options for guests that are nodes of `lab`, whose MOSIX_RUNTIME_DIR is `runtime`.
+    pub fn in_lab(name: Vec<String>, kernel: Vec<String>, cpu: Vec<String>, lab: &str, runtime: &Path) -> Self {
+        let (attach_lab, lab_runtime) = (Some(lab.to_owned()), Some(runtime.to_owned()));
+        Self {
+            cpu,
+            attach_lab,
+            lab_runtime,
+            memory: None,
+            ..Self::of(name, kernel, 0)
         }
     }
 }
@@ -119,7 +135,7 @@ pub fn run(args: &Up, store: &Store, cache: &Path) -> Result<()> {
     let lab = args
         .attach_lab
         .as_deref()
-        .map(|lab| Lab::find(lab, &built.mosix))
+        .map(|lab| Lab::find(lab, args.lab_runtime.as_deref(), &built.mosix))
         .transpose()?;
     let mut started = Vec::new();
     for (index, name) in wanted {
