@@ -83,10 +83,10 @@ impl StandIn {
     /// Deals with everything that has arrived.
     fn step(&mut self) -> io::Result<Next> {
         // The supervisor first: a signal may be about a stop that it has just reported.
-        if !self.alone {
-            if let Some(next) = self.hear() {
-                return Ok(next);
-            }
+        if !self.alone
+            && let Some(next) = self.hear()
+        {
+            return Ok(next);
         }
         while let Some(received) = self.signals.next()? {
             if received.signal == libc::SIGCONT {

@@ -138,13 +138,11 @@ fn body_is_built_again() {
     body.set_registers(&plain).expect("registers");
     body.release().expect("release");
     child.kill().expect("kill the original");
-    let ended = loop {
-        match ptrace::wait(Some(tid), true).expect("wait") {
-            Some((_, Event::Exited(code))) => break code,
-            Some((_, Event::Killed(signal, _))) => panic!("killed by {signal}"),
-            Some((_, Event::Signal(signal))) => panic!("signal {signal} at {:x?}", ptrace::regs(tid)),
-            other => panic!("{other:?}"),
-        }
+    let ended = match ptrace::wait(Some(tid), true).expect("wait") {
+        Some((_, Event::Exited(code))) => code,
+        Some((_, Event::Killed(signal, _))) => panic!("killed by {signal}"),
+        Some((_, Event::Signal(signal))) => panic!("signal {signal} at {:x?}", ptrace::regs(tid)),
+        other => panic!("{other:?}"),
     };
     child.wait().expect("reap");
     assert_eq!(Some(ended), expected);

@@ -58,7 +58,8 @@ pub fn rust() -> Vec<File> {
 impl File {
     /// True for code that runs in the product: no test, no developer's tool.
     pub fn is_product(&self) -> bool {
-        let test = self.path.ends_with("tests.rs") || self.path.split('/').any(|part| matches!(part, "tests" | "benches"));
+        let test =
+            self.path.ends_with("tests.rs") || self.path.split('/').any(|part| matches!(part, "tests" | "benches"));
         !test && !self.path.ends_with("build.rs")
     }
 

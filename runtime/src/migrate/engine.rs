@@ -184,7 +184,17 @@ impl HomeEngine {
                     home::release(process, &image);
                     process.image = Some(*image);
                     process.incoming = None;
-                    self.flush(pid);
+                    // What came since the image was dressed; it is the kernel's again, without its sender's words.
+                    for (tid, info) in process.signals.drain(..) {
+                        let Some(number) = info.0.first_chunk::<4>() else {
+                            continue;
+                        };
+                        let signal = i32::from_le_bytes(*number);
+                        let _ = match tid {
+                            Some(tid) => mosix_sys::process::tgkill(pid, tid, signal),
+                            None => mosix_sys::process::kill(pid, signal),
+                        };
+                    }
                 }
             }
             HomeEffect::EndHere(cause) => self.end(cx, pid, cause),
@@ -324,7 +334,9 @@ impl HomeEngine {
             self.fail(pid, &error.to_string());
             return self.step(cx, pid, HomeEvent::ImageFailed(attempt));
         }
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         match home::repair(process, &image) {
             Ok(ready) => {
                 process.returning = Some(image);
@@ -366,7 +378,7 @@ impl HomeEngine {
     }
 
     /// Something a host said that concerns one process.
-    fn from_host(&mut self, cx: &mut Cx<'_>, node: NodeName, message: ToHome) {
+    fn heard(&mut self, cx: &mut Cx<'_>, node: NodeName, message: ToHome) {
         let report = |pid: Pid, report| (pid.0, HomeEvent::Report(node.clone(), report));
         let (pid, event) = match message {
             ToHome::Complete { pid, epoch } => report(pid, Report::Complete(epoch)),
@@ -417,6 +429,17 @@ impl HomeEngine {
                 {
                     process.cancels.insert(tid.0, seq);
                     let _ = ptrace::interrupt(tid.0);
+                }
+                return;
+            }
+            ToHome::StopSignal { pid, epoch, signal } => {
+                // The deputy takes it at its delivery stop and really stops; nothing else may be asked for in this way.
+                let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+                if let Some(process) = self.processes.get(&pid.0)
+                    && process.state.accepted() == Some((&node, epoch))
+                    && stops.contains(&i32::from(signal))
+                {
+                    let _ = mosix_sys::process::kill(pid.0, i32::from(signal));
                 }
                 return;
             }
@@ -565,7 +588,7 @@ impl HomeEngine {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
-        match process.state.accepted().and_then(|(node, _)| self.connected.get(node)) {
+        match process.state.signals_to().and_then(|node| self.connected.get(node)) {
             Some(host) => host.order(&ToHost::Signal {
                 pid: Pid(pid),
                 tid: tid.map(Tid),
@@ -821,7 +844,7 @@ impl Engine for HomeEngine {
             }
             Message::Image { pid, attempt, image } => self.image(cx, pid, attempt, image),
             Message::Landed { pid, attempt, bytes } => self.landed(cx, pid, attempt, bytes),
-            Message::From(node, message) => self.from_host(cx, node, *message),
+            Message::From(node, message) => self.heard(cx, node, *message),
             Message::First(node, pid, epoch) => self.step(cx, pid.0, HomeEvent::Frame(node, epoch)),
             Message::Lost(node, why) => self.lost(cx, &node, &why),
             Message::Connected(node, host) => {

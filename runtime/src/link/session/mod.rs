@@ -284,12 +284,12 @@ impl Inner {
 
     /// Writes a frame on the current connection; an error breaks the link, the frame is kept.
     fn write(&self, order: &mut Option<(u64, Sender)>, header: &Header, bytes: &[u8]) {
-        if let Some((generation, sender)) = order {
-            if let Err(error) = sender.write_parts(&[&header.encode(), bytes]) {
-                let generation = *generation;
-                *order = None;
-                self.broke(generation, &error);
-            }
+        if let Some((generation, sender)) = order
+            && let Err(error) = sender.write_parts(&[&header.encode(), bytes])
+        {
+            let generation = *generation;
+            *order = None;
+            self.broke(generation, &error);
         }
     }
 

@@ -258,11 +258,7 @@ fn silence_takes_the_link_down_and_the_window_holds_senders_back() {
 fn stalling_proxy(to: std::net::SocketAddr, stalled: Arc<AtomicBool>) -> std::net::SocketAddr {
     fn carry(mut from: TcpStream, mut to: TcpStream, stalled: Arc<AtomicBool>) {
         let mut buffer = [0; 16 << 10];
-        loop {
-            let got = match io::Read::read(&mut from, &mut buffer) {
-                Ok(got @ 1..) => got,
-                _ => break,
-            };
+        while let Ok(got @ 1..) = io::Read::read(&mut from, &mut buffer) {
             while stalled.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
             }
