@@ -137,9 +137,7 @@ pub struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
@@ -153,12 +151,7 @@ impl Shared {
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new(
-        config: Config,
-        identity: Identity,
-        session: Session,
-        life: Nonce,
-    ) -> io::Result<(Arc<Self>, Receiver<Command>)> {
+    pub fn new(config: Config, identity: Identity, session: Session, life: Nonce) -> io::Result<(Arc<Self>, Receiver<Command>)> {
         let (queue, commands) = channel();
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let shared = Self {
@@ -195,11 +188,7 @@ impl Shared {
 
     /// The body with this pid at home.
     pub fn body(&self, pid: Pid) -> Option<Arc<BodyCalls>> {
-        self.bodies
-            .read()
-            .unwrap_or_else(|poison| poison.into_inner())
-            .get(&pid)
-            .cloned()
+        self.bodies.read().unwrap_or_else(|poison| poison.into_inner()).get(&pid).cloned()
     }
 
     /// Says something to home. A message that cannot be sent belongs to a session that is over: the receiving thread notices too.
@@ -222,11 +211,7 @@ impl Shared {
     /// # Errors
     /// Those of the TLS library's set-up.
     pub fn security(&self, peer: Fingerprint) -> Result<Security, crate::link::tls::TlsError> {
-        if self.config.plain {
-            Ok(Security::Plain)
-        } else {
-            Security::tls(&self.identity, &Pins::one(peer))
-        }
+        if self.config.plain { Ok(Security::Plain) } else { Security::tls(&self.identity, &Pins::one(peer)) }
     }
 
     /// Home announced an agent whose connections are welcome.
@@ -244,24 +229,12 @@ impl Shared {
                 return Some(*fingerprint);
             }
             let left = deadline.checked_duration_since(Instant::now())?;
-            expected = self
-                .announced
-                .wait_timeout(expected, left)
-                .unwrap_or_else(|poison| poison.into_inner())
-                .0;
+            expected = self.announced.wait_timeout(expected, left).unwrap_or_else(|poison| poison.into_inner()).0;
         }
     }
 
     /// Says home that a thread ended.
     pub fn thread_ended(&self, body: &BodyCalls, tid: Tid, status: i32) {
-        self.tell(
-            &ToHome::ThreadExit {
-                pid: body.pid,
-                tid,
-                epoch: body.epoch(),
-                status,
-            },
-            &[],
-        );
+        self.tell(&ToHome::ThreadExit { pid: body.pid, tid, epoch: body.epoch(), status }, &[]);
     }
 }

@@ -122,11 +122,7 @@ pub fn plain_against_tls() {
 
 pub fn garbage_on_the_port() {
     let mut cluster = Cluster::new(2);
-    let peers: Vec<_> = cluster
-        .nodes
-        .iter()
-        .map(|node| (node.name.clone(), node.port))
-        .collect();
+    let peers: Vec<_> = cluster.nodes.iter().map(|node| (node.name.clone(), node.port)).collect();
     cluster.nodes[1].configure(&peers, "limits = { unknown_per_source = 16 }");
     start(&mut cluster);
     cluster.nodes[0].wait("the link stands", |peers| peers.iter().all(|peer| peer.up));

@@ -75,9 +75,7 @@ impl Guest {
     /// Starts a deputy: a blank process that executes what its slot says. It has no descriptor of its own.
     pub fn start() -> Self {
         let program = mosix_sys::shared::memfd("stub", 0).expect("memfd");
-        std::fs::File::from(program.try_clone().expect("dup"))
-            .write_all(STUB_ELF)
-            .expect("stub");
+        std::fs::File::from(program.try_clone().expect("dup")).write_all(STUB_ELF).expect("stub");
         let (window, fd) = Window::create().expect("window");
         let pid = mosix_sys::spawn::blank(0, program.as_fd(), fd.as_fd()).expect("blank");
         Self {
@@ -142,9 +140,7 @@ impl Guest {
     }
 
     fn row(name: &str) -> &'static Row {
-        table::rows()
-            .find(|row| row.name == name)
-            .unwrap_or_else(|| panic!("no call {name}"))
+        table::rows().find(|row| row.name == name).unwrap_or_else(|| panic!("no call {name}"))
     }
 
     /// Makes a system call the whole way and returns its raw result.
@@ -153,12 +149,7 @@ impl Guest {
         args[..N].copy_from_slice(&given);
         let row = Self::row(name);
         self.seq.set(self.seq.get() + 1);
-        let ids = Ids {
-            pid: Pid(self.pid),
-            tid: Tid(self.pid),
-            epoch: Epoch(1),
-            seq: Seq(self.seq.get()),
-        };
+        let ids = Ids { pid: Pid(self.pid), tid: Tid(self.pid), epoch: Epoch(1), seq: Seq(self.seq.get()) };
         let forward = match gather(row, args, self, ids) {
             Gathered::Forward(forward) => forward,
             Gathered::Errno(errno) => return -i64::from(errno),
@@ -172,17 +163,9 @@ impl Guest {
         let result = self.window.run(0, &[op], Duration::from_secs(60)).expect(row.name)[0];
         self.window.shared().read(BUFFERS, &mut buffer).expect("buffer");
         let (lengths, parts) = collect(&forward.call, result, &buffer);
-        let payload: Vec<u8> = parts
-            .iter()
-            .flat_map(|&(at, len)| buffer[at as usize..(at + len) as usize].to_vec())
-            .collect();
-        let reply = Reply {
-            pid: ids.pid,
-            tid: ids.tid,
-            seq: ids.seq,
-            result,
-            lengths,
-        };
+        let payload: Vec<u8> =
+            parts.iter().flat_map(|&(at, len)| buffer[at as usize..(at + len) as usize].to_vec()).collect();
+        let reply = Reply { pid: ids.pid, tid: ids.tid, seq: ids.seq, result, lengths };
         self.executed.borrow_mut().insert(row.name);
         forward.scatter.apply(self, &reply, &payload).expect("fits")
     }
@@ -191,11 +174,7 @@ impl Guest {
     #[track_caller]
     pub fn ok<const N: usize>(&self, name: &str, args: [u64; N]) -> u64 {
         let result = self.call(name, args);
-        assert!(
-            result >= 0,
-            "{name}: {}",
-            std::io::Error::from_raw_os_error(-result as i32)
-        );
+        assert!(result >= 0, "{name}: {}", std::io::Error::from_raw_os_error(-result as i32));
         result as u64
     }
 

@@ -31,10 +31,8 @@ fn every_forwarded_call_is_executed_by_the_kernel() {
     family(&|g, _| process::time(g));
     family(&|g, _| process::ipc(g));
     family(&|g, _| process::sandbox(g));
-    let missing: Vec<_> = table::rows()
-        .filter(|row| row.forwards() && !executed.contains(row.name))
-        .map(|row| row.name)
-        .collect();
+    let missing: Vec<_> =
+        table::rows().filter(|row| row.forwards() && !executed.contains(row.name)).map(|row| row.name).collect();
     assert!(missing.is_empty(), "forwarded but never executed: {missing:?}");
     assert!(executed.len() > 200, "{}", executed.len());
 }
