@@ -90,6 +90,22 @@ fn start(args: RunArgs) -> anyhow::Result<ExitCode> {
         name: args.job,
         filter: !args.no_filter,
     };
+    log_to_file();
     let launched = launch(spec, HomeEngine::new).context("cannot start the job")?;
     stand_in(launched).context("lost sight of the program")
+}
+
+/// Lets launcher and supervisor log to the file `MOSIX_LOG_FILE`, filtered by `MOSIX_LOG`; their standard error is the program's.
+///
+/// The file is opened for each line: the supervisor keeps no descriptor that it inherited.
+fn log_to_file() {
+    let Some(path) = std::env::var_os("MOSIX_LOG_FILE") else { return };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MOSIX_LOG").unwrap_or_else(|_| "info".into());
+    let writer = move || -> Box<dyn std::io::Write> {
+        match std::fs::File::options().create(true).append(true).open(&path) {
+            Ok(file) => Box::new(file),
+            Err(_) => Box::new(std::io::sink()),
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).init();
 }
