@@ -269,7 +269,7 @@ fn out_of_vdso(built: &Built, frozen: &mut Frozen) -> Result<(), DepartError> {
     let inside = |ip: u64| {
         let own = node.iter().any(|mapping| (mapping.start..mapping.end).contains(&ip));
         let home = carried.as_ref().is_some_and(|range| range.contains(&ip));
-        let stable = built.vdso.as_ref().is_some_and(|(base, patched)| patched.is_stable((ip - base) as usize));
+        let stable = built.vdso.as_ref().is_some_and(|(base, patched)| ip.checked_sub(*base).is_some_and(|at| patched.is_stable(at as usize)));
         own || (home && !stable)
     };
     for thread in frozen.threads.iter_mut().filter(|thread| inside(thread.regs.rip())) {
