@@ -32,14 +32,14 @@ int main(void)
 	fill(none, 64 * PAGE, 4);
 	SYS(mprotect(none, 64 * PAGE, PROT_NONE));
 
-	/* Room below for it to grow. */
+	char *hole = SYS(mmap(0, HOLE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+	/* Room below for it to grow. Nothing may be mapped after it: Linux 6.1 would put that into the room. */
 	char *room = SYS(mmap(0, 1024 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	SYS(munmap(room, 1024 * PAGE));
 	char *down = SYS(mmap(room + 1000 * PAGE, 16 * PAGE, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_FIXED, -1, 0));
 	fill(down, 16 * PAGE, 5);
 
-	char *hole = SYS(mmap(0, HOLE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 	for (uint64_t at = 0; at < HOLE; at += HOLE / 64)
 		fill(hole + at, PAGE, 100 + at);
 	ready();
