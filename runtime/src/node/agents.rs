@@ -9,7 +9,7 @@ use super::config::Config;
 use super::{io as nodeio, paths};
 use mosix_sys::fdpass;
 use mosix_wire::control::{
-    AgentAnswer, AgentIdentity, AgentMessage, AgentStatus, Fingerprint, StreamHello, encode, reason,
+    AgentAnswer, AgentIdentity, AgentMessage, AgentStatus, Fingerprint, StreamAnswer, StreamHello, encode, reason,
 };
 use mosix_wire::ids::{JobId, NodeName, Nonce};
 use mosix_wire::limits;
@@ -348,8 +348,8 @@ impl Agents {
         }
     }
 
-    /// Hands a connection to the agent of its job; the reason is for the dialling end.
-    pub async fn hand_over(&self, hello: &StreamHello, fd: BorrowedFd<'_>) -> Result<(), String> {
+    /// Hands a connection to the agent of its job; gives what the dialling end is told.
+    pub async fn hand_over(&self, hello: &StreamHello, fd: BorrowedFd<'_>) -> StreamAnswer {
         let path = paths::agent_socket(&self.config.state_dir, hello.job);
         let work = async {
             let mut socket = UnixStream::connect(&path).await?;
@@ -357,15 +357,30 @@ impl Agents {
             nodeio::recv::<AgentAnswer>(&mut socket, limits::STREAM_HELLO).await
         };
         match nodeio::within(ANSWER, "the agent", work).await {
-            Ok(AgentAnswer::Taken) => Ok(()),
-            Ok(_) => Err("the agent gave an unexpected answer".to_owned()),
+            Ok(AgentAnswer::Taken) => StreamAnswer::Ok,
+            Ok(_) => StreamAnswer::No("the agent gave an unexpected answer".to_owned()),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                Err(format!("{} has no agent of job {}", self.config.name, hello.job))
+                StreamAnswer::NoAgent(format!("{} has no agent of job {}", self.config.name, hello.job))
             }
-            Err(error) => Err(format!(
+            Err(error) => StreamAnswer::No(format!(
                 "the agent of job {} on {}: {error}",
                 hello.job, self.config.name
             )),
+        }
+    }
+
+    /// Ends the agent of a job whose supervisor's life is over.
+    pub async fn job_ended(&self, job: JobId, home_node: &NodeName, home: Nonce) {
+        let Some(slot) = lock(&self.slots).get(&job).cloned() else {
+            return;
+        };
+        let place = slot.lock().await;
+        if let Some(running) = place.as_ref()
+            && running.identity.home_node == *home_node
+            && running.identity.home == home
+        {
+            tracing::info!(%job, pid = running.pid, "the job's supervisor has ended: ending its agent");
+            end(running).await;
         }
     }
 

@@ -29,6 +29,9 @@ pub enum ClientError {
     /// The daemon could not do it; its reason.
     #[error("{0}")]
     Refused(String),
+    /// The node was reached, and has no agent of the job (any more).
+    #[error("{0}")]
+    NoAgent(String),
     /// The connection to the daemon broke, or its answer is malformed.
     #[error("talking to mosixd")]
     Io(#[from] io::Error),
@@ -40,7 +43,11 @@ pub enum ClientError {
 impl From<ClientError> for io::Error {
     fn from(error: ClientError) -> Self {
         let kind = match &error {
-            ClientError::NoDaemon { error, .. } | ClientError::Io(error) => error.kind(),
+            // Never `NotFound`: a daemon that is away comes back.
+            ClientError::NoDaemon { .. } => io::ErrorKind::NotConnected,
+            ClientError::Io(error) => error.kind(),
+            // What tells a session that trying again is no use.
+            ClientError::NoAgent(_) => io::ErrorKind::NotFound,
             ClientError::Refused(_) | ClientError::Unexpected => io::ErrorKind::Other,
         };
         Self::new(kind, error)
@@ -96,6 +103,7 @@ impl Control {
         message::send(&socket, request, limits::CONTROL_MESSAGE, &[])?;
         match message::recv(&socket, limits::CONTROL_MESSAGE)? {
             (Response::Error(reason), _) => Err(ClientError::Refused(mosix_wire::control::reason(reason))),
+            (Response::NoAgent(reason), _) => Err(ClientError::NoAgent(mosix_wire::control::reason(reason))),
             answer => Ok(answer),
         }
     }

@@ -6,16 +6,15 @@
 use super::agents::{Wanted, send_with_fd};
 use super::daemon::Node;
 use super::io::{recv, send, within};
-use mosix_wire::control::{OpenAgent, Peer, Request, Response, Status, reason};
-use mosix_wire::ids::JobId;
+use super::jobs;
+use mosix_wire::control::{Fingerprint, OpenAgent, Peer, Request, Response, Status, reason};
 use mosix_wire::limits;
 use mosix_wire::node::{NodeAnswer, NodeRequest};
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -26,30 +25,6 @@ const REQUESTS: usize = 128;
 
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(30);
-
-/// Jobs whose user is remembered; beyond, the check falls back to the ends' own keys.
-const JOBS: usize = 100_000;
-
-/// The users of the jobs that asked here.
-#[derive(Default)]
-pub struct Owners(Mutex<HashMap<JobId, u32>>);
-
-impl Owners {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, u32>> {
-        self.0.lock().unwrap_or_else(|poison| poison.into_inner())
-    }
-
-    fn set(&self, job: JobId, uid: u32) {
-        let mut owners = self.lock();
-        if owners.len() < JOBS {
-            owners.insert(job, uid);
-        }
-    }
-
-    fn get(&self, job: JobId) -> Option<u32> {
-        self.lock().get(&job).copied()
-    }
-}
 
 /// Listens on the socket, in place of one that a dead daemon left (the lock on the state folder is held).
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -92,7 +67,8 @@ pub async fn run(node: Arc<Node>, listener: UnixListener) {
 }
 
 async fn serve(node: &Arc<Node>, mut socket: UnixStream) -> io::Result<()> {
-    let user = socket.peer_cred()?.uid();
+    let asker = socket.peer_cred()?;
+    let (user, pid) = (asker.uid(), asker.pid());
     loop {
         let request = match within(IDLE, "idle", recv(&mut socket, limits::CONTROL_MESSAGE)).await {
             Ok(request) => request,
@@ -124,22 +100,24 @@ async fn serve(node: &Arc<Node>, mut socket: UnixStream) -> io::Result<()> {
                 return Ok(());
             }
             Request::Stop => Response::Error(format!("user {user} may not stop this node: ask its owner or root")),
-            Request::OpenAgent(wanted) if wanted.uid == user || may_all => match open_agent(node, wanted).await {
+            Request::OpenAgent(wanted) if wanted.uid == user || may_all => match open_agent(node, wanted, pid).await {
                 Ok(fingerprint) => Response::Agent { fingerprint },
                 Err(why) => Response::Error(why),
             },
             Request::OpenAgent(wanted) => Response::Error(format!("user {user} may not speak for user {}", wanted.uid)),
             Request::OpenStream { node: to, job, purpose } => {
-                let fd = match node.owners.get(job) {
-                    Some(owner) if owner != user && !may_all => Err(format!("job {job} is not of user {user}")),
+                let opened = match node.jobs.owner(job) {
+                    Some(owner) if owner != user && !may_all => {
+                        Err(Response::Error(format!("job {job} is not of user {user}")))
+                    }
                     _ => node.open_stream(&to, job, purpose).await,
                 };
-                match fd {
+                match opened {
                     Ok(fd) => {
                         within(IDLE, "answering", send_with_fd(&socket, &Response::Stream, fd.as_fd())).await?;
                         continue;
                     }
-                    Err(why) => Response::Error(why),
+                    Err(answer) => answer,
                 }
             }
         };
@@ -151,7 +129,8 @@ async fn serve(node: &Arc<Node>, mut socket: UnixStream) -> io::Result<()> {
     }
 }
 
-async fn open_agent(node: &Arc<Node>, wanted: OpenAgent) -> Result<mosix_wire::control::Fingerprint, String> {
+/// Has an agent for the supervisor with this process id.
+async fn open_agent(node: &Arc<Node>, wanted: OpenAgent, pid: Option<i32>) -> Result<Fingerprint, String> {
     let OpenAgent {
         node: to,
         job,
@@ -159,11 +138,10 @@ async fn open_agent(node: &Arc<Node>, wanted: OpenAgent) -> Result<mosix_wire::c
         supervisor,
         uid,
     } = wanted;
-    node.owners.set(job, uid);
-    if to == node.config.name {
+    jobs::watch(node, job, uid, home, pid)?;
+    let fingerprint = if to == node.config.name {
         let home_node = node.config.name.clone();
-        return node
-            .agents
+        node.agents
             .open(&Wanted {
                 job,
                 home_node,
@@ -171,15 +149,20 @@ async fn open_agent(node: &Arc<Node>, wanted: OpenAgent) -> Result<mosix_wire::c
                 supervisor,
                 uid,
             })
-            .await;
-    }
-    let request = NodeRequest::OpenAgent {
-        job,
-        home,
-        supervisor,
-        uid,
+            .await?
+    } else {
+        let request = NodeRequest::OpenAgent {
+            job,
+            home,
+            supervisor,
+            uid,
+        };
+        match node.peers.request(&to, request).await? {
+            NodeAnswer::Agent { fingerprint } => fingerprint,
+            NodeAnswer::Done => return Err(format!("{to} gave an unexpected answer: is it of another version?")),
+        }
     };
-    let NodeAnswer::Agent { fingerprint } = node.peers.request(&to, request).await?;
+    node.jobs.add_host(job, home, to);
     Ok(fingerprint)
 }
 

@@ -2,14 +2,15 @@
 
 use super::agents::{Agents, Wanted};
 use super::config::{Config, PeerConfig, Transport};
-use super::control::{self, Owners};
+use super::control;
 use super::io::{Connection, recv, send, within};
+use super::jobs::Jobs;
 use super::keys::{self, KeyError};
 use super::listener::Listener;
 use super::peers::{Dialler, GREETING, Handler, Peers};
-use super::secure::Secure;
+use super::secure::{Secure, describe};
 use super::{ConfigError, paths};
-use mosix_wire::control::{Purpose, StreamAnswer, StreamHello, reason};
+use mosix_wire::control::{Purpose, Response, StreamAnswer, StreamHello, reason};
 use mosix_wire::ids::{JobId, NodeName};
 use mosix_wire::limits;
 use mosix_wire::node::{NodeAnswer, NodeHello, NodeRequest, PLAIN_MAGIC, STREAM_MAGIC};
@@ -83,7 +84,7 @@ pub struct Node {
     pub(super) secure: Option<Arc<Secure>>,
     pub(super) peers: Arc<Peers>,
     pub(super) agents: Arc<Agents>,
-    pub(super) owners: Owners,
+    pub(super) jobs: Jobs,
     stopping: Arc<Notify>,
 }
 
@@ -155,7 +156,7 @@ async fn serve(config: Config) -> Result<(), NodeError> {
         secure: secure.clone(),
         peers: peers.clone(),
         agents: agents.clone(),
-        owners: Owners::default(),
+        jobs: Jobs::default(),
         stopping: stopping.clone(),
         config,
     });
@@ -250,6 +251,10 @@ fn handler(agents: &Arc<Agents>) -> Handler {
                         .await
                         .map(|fingerprint| NodeAnswer::Agent { fingerprint })
                 }
+                NodeRequest::JobEnded { job, home } => {
+                    agents.job_ended(job, &peer, home).await;
+                    Ok(NodeAnswer::Done)
+                }
             }
         })
     })
@@ -286,8 +291,14 @@ impl Node {
         self.stopping.notify_one();
     }
 
-    /// Opens a connection to a job's agent; the reason is for the user.
-    pub(super) async fn open_stream(&self, to: &NodeName, job: JobId, purpose: Purpose) -> Result<OwnedFd, String> {
+    /// Opens a connection to a job's agent, or gives the answer that says why not.
+    pub(super) async fn open_stream(&self, to: &NodeName, job: JobId, purpose: Purpose) -> Result<OwnedFd, Response> {
+        let refused = |why: String| Response::Error(why);
+        let answered = |answer: StreamAnswer| match answer {
+            StreamAnswer::Ok => Ok(()),
+            StreamAnswer::No(why) => Err(Response::Error(reason(why))),
+            StreamAnswer::NoAgent(why) => Err(Response::NoAgent(reason(why))),
+        };
         let hello = StreamHello {
             job,
             purpose,
@@ -295,36 +306,34 @@ impl Node {
         };
         if *to == self.config.name {
             let pair = std::os::unix::net::UnixStream::pair();
-            let (ours, theirs) = pair.map_err(|error| format!("a pair of sockets: {error}"))?;
-            self.agents.hand_over(&hello, theirs.as_fd()).await?;
+            let (ours, theirs) = pair.map_err(|error| refused(format!("a pair of sockets: {error}")))?;
+            answered(self.agents.hand_over(&hello, theirs.as_fd()).await)?;
             return Ok(ours.into());
         }
         let Some(peer) = self.peers.config(to) else {
-            return Err(format!(
-                "unknown node {to}: it is not among the peers of {}",
-                self.config.name
-            ));
+            let why = format!("unknown node {to}: it is not among the peers of {}", self.config.name);
+            return Err(refused(why));
         };
         let work = async {
             let mut socket = connect(peer).await?;
             socket.write_all(&STREAM_MAGIC).await?;
             send(&mut socket, &hello, limits::STREAM_HELLO).await?;
-            let answer = within(
-                GREETING,
-                "no answer",
-                recv::<StreamAnswer>(&mut socket, limits::STREAM_HELLO),
-            )
-            .await?;
+            let answer = recv::<StreamAnswer>(&mut socket, limits::STREAM_HELLO);
+            let answer = within(GREETING, "no answer", answer).await?;
+            let socket = socket.into_std()?;
+            socket.set_nonblocking(false)?;
             Ok::<_, io::Error>((socket, answer))
         };
-        match work.await {
-            Ok((socket, StreamAnswer::Ok)) => {
-                let socket = socket.into_std().map_err(|error| error.to_string())?;
-                socket.set_nonblocking(false).map_err(|error| error.to_string())?;
-                Ok(socket.into())
-            }
-            Ok((_, StreamAnswer::No(why))) => Err(reason(why)),
-            Err(error) => Err(format!("no stream to {} at {}: {error}", peer.name, peer.address)),
-        }
+        let failed = |error| {
+            refused(format!(
+                "no stream to {} at {}: {}",
+                peer.name,
+                peer.address,
+                describe(&error)
+            ))
+        };
+        let (socket, answer) = work.await.map_err(failed)?;
+        answered(answer)?;
+        Ok(socket.into())
     }
 }

@@ -8,7 +8,7 @@ use super::config::{Config, Transport};
 use super::io::{Connection, recv, send, within};
 use super::peers::{GREETING, Peers};
 use super::secure::{Secure, describe};
-use mosix_wire::control::{StreamAnswer, StreamHello};
+use mosix_wire::control::StreamHello;
 use mosix_wire::ids::NodeName;
 use mosix_wire::limits;
 use mosix_wire::node::{PLAIN_MAGIC, STREAM_MAGIC, TLS_FIRST};
@@ -206,10 +206,7 @@ impl Listener {
     /// The agent has the socket already when the answer is written: they do not mix, because the dialling end speaks first,
     /// and only after the answer. Dropping our descriptor leaves the agent's connection as it is.
     async fn stream(&self, hello: &StreamHello, mut socket: TcpStream) -> io::Result<()> {
-        let answer = match self.agents.hand_over(hello, socket.as_fd()).await {
-            Ok(()) => StreamAnswer::Ok,
-            Err(why) => StreamAnswer::No(why),
-        };
+        let answer = self.agents.hand_over(hello, socket.as_fd()).await;
         within(GREETING, "answering", send(&mut socket, &answer, limits::STREAM_HELLO)).await
     }
 }

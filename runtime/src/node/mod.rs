@@ -19,6 +19,7 @@ pub mod config;
 mod control;
 mod daemon;
 mod io;
+mod jobs;
 pub mod keys;
 mod listener;
 pub mod message;

@@ -25,7 +25,7 @@ fn state_dir_from(variable: impl Fn(&str) -> Option<std::ffi::OsString>, root: b
     }
     let home = variable("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
     let home =
-        home.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no state folder: set MOSIX_STATE_DIR or HOME"))?;
+        home.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no state folder: set MOSIX_STATE_DIR or HOME"))?;
     Ok(home.join(".local/state/mosix"))
 }
 

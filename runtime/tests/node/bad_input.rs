@@ -122,7 +122,11 @@ pub fn plain_against_tls() {
 
 pub fn garbage_on_the_port() {
     let mut cluster = Cluster::new(2);
-    let peers: Vec<_> = cluster.nodes.iter().map(|node| (node.name.clone(), node.port)).collect();
+    let peers: Vec<_> = cluster
+        .nodes
+        .iter()
+        .map(|node| (node.name.clone(), node.port))
+        .collect();
     cluster.nodes[1].configure(&peers, "limits = { unknown_per_source = 16 }");
     start(&mut cluster);
     cluster.nodes[0].wait("the link stands", |peers| peers.iter().all(|peer| peer.up));
@@ -298,7 +302,7 @@ pub fn failing_agents() {
         (6002, &["no agent on n2", "no user namespaces here"]),
         (6003, &["no agent on n2", "its answer is none"]),
     ] {
-        let supervisor = Supervisor::at(&cluster.nodes[0], 0x70);
+        let supervisor = Supervisor::at(&cluster.nodes[0], u64::from(uid));
         let wants = OpenAgent {
             uid,
             ..supervisor.wants("n2")

@@ -300,6 +300,24 @@ impl Supervisor {
     }
 }
 
+/// A supervisor, as a process that waits to be killed.
+pub fn supervisor(state: &Path) -> ! {
+    let supervisor = Supervisor {
+        identity: Identity::generate().unwrap(),
+        job: JobId(0x11),
+        home: Nonce(5),
+        state: state.to_owned(),
+        plain: false,
+    };
+    let agent = supervisor.control().open_agent(&supervisor.wants("n2")).unwrap();
+    let session = supervisor.session("n2", agent);
+    echo(&session, 0..10);
+    println!("ready");
+    loop {
+        std::thread::park();
+    }
+}
+
 /// Sends and gets back numbers.
 pub fn echo(session: &Session, numbers: std::ops::Range<u64>) {
     for number in numbers.clone() {

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["agent", ..] => return agent::main(),
+        ["supervisor", state] => cluster::supervisor(state.as_ref()),
         ["daemon", config] => return cluster::daemon(config.as_ref()),
         _ => {}
     }

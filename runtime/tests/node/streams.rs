@@ -1,7 +1,7 @@
 //! Agents and streams through the daemons, and daemons that go and come back.
 
 use crate::cluster::{Cluster, Supervisor, echo, eventually};
-use mosix_runtime::link::State;
+use mosix_runtime::link::{Closed, State};
 use mosix_runtime::node::ClientError;
 use mosix_wire::control::Purpose;
 use std::time::Duration;
@@ -42,6 +42,28 @@ pub fn two_nodes() {
     let said = error.unwrap_err().to_string();
     assert!(said.contains("refused our certificate"), "{said}");
     echo(&session, 0..10);
+
+    // A supervisor that dies without a farewell: its end is certain, and its agent ends at once.
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["supervisor", &cluster.nodes[0].state().display().to_string()])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0; 6]).unwrap();
+    let lives = |job: u64| {
+        cluster.nodes[1]
+            .control()
+            .status()
+            .unwrap()
+            .agents
+            .iter()
+            .any(|agent| agent.job.0 == job)
+    };
+    assert!(lives(0x11));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the dead supervisor's agent ends", || !lives(0x11));
+    assert!(lives(0x10));
 
     // The session's end is the agent's end.
     session.close();
@@ -215,9 +237,15 @@ pub fn agents_come_and_go() {
         .to_string();
     assert!(said.contains("is of n1, not of n2"), "{said}");
 
-    // An agent that is killed is noticed, and its place is free again.
+    // An agent that is killed is noticed: its session is over, and its place is free again.
+    let lost = second.session("n2", control.open_agent(&second.wants("n2")).unwrap());
+    echo(&lost, 0..10);
     let victim = rustix::process::Pid::from_raw(pid(0x51).unwrap().cast_signed()).unwrap();
     rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
+    match lost.recv() {
+        Err(Closed::Lost(why)) => assert!(why.contains("n2 has no agent of job"), "{why}"),
+        other => panic!("{other:?}"),
+    }
     eventually("its end is noticed", || pid(0x51).is_none());
     eventually("its place is free", || control.open_agent(&third.wants("n2")).is_ok());
     let left = format!("{:016x}", 0x51);

@@ -127,6 +127,9 @@ pub enum Response {
     Stream,
     /// It could not be done; the reason is one line for the user.
     Error(String),
+    /// To [`Request::OpenStream`]: the node was reached, and the job's agent there has ended. It will not come back; whatever
+    /// bodies it had are dead.
+    NoAgent(String),
 }
 
 /// What a daemon says of itself.
@@ -241,8 +244,10 @@ pub struct StreamHello {
 pub enum StreamAnswer {
     /// The agent has the stream; the next bytes are between the ends.
     Ok,
-    /// There is no such agent, or it does not answer; the connection ends.
+    /// The agent does not answer; the connection ends.
     No(String),
+    /// There is no agent of the job (any more); the connection ends.
+    NoAgent(String),
 }
 
 /// Why a message could not be made or read.

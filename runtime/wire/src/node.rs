@@ -82,6 +82,14 @@ pub enum NodeRequest {
         /// The job's user at home.
         uid: u32,
     },
+    /// The supervisor of a job of the asking node has ended, as its kernel says: end the job's agent, which waits for a home
+    /// that will not come back. [`NodeAnswer::Done`].
+    JobEnded {
+        /// The job.
+        job: JobId,
+        /// The supervisor's life; an agent of another one is left alone.
+        home: Nonce,
+    },
 }
 
 /// What comes of a [`NodeRequest`].
@@ -92,6 +100,8 @@ pub enum NodeAnswer {
         /// SHA-256 of it.
         fingerprint: Fingerprint,
     },
+    /// It is done, or nothing was to be done.
+    Done,
 }
 
 #[cfg(test)]

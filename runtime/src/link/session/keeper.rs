@@ -2,7 +2,7 @@
 
 use super::book::Link;
 use super::resume::longer;
-use super::{Closed, Inner, Opener, lock};
+use super::{Closed, Inner, LinkError, Opener, lock};
 use mosix_wire::frame::{Header, Kind};
 use std::io;
 use std::sync::{Arc, TryLockError};
@@ -31,9 +31,15 @@ fn run(inner: &Inner, mut opener: Option<Opener>) {
             Work::Acknowledge => acknowledge(inner),
             Work::Dial => {
                 let Some(opener) = &mut opener else { continue };
-                let attempt = opener().map_err(Into::into).and_then(|stream| inner.dial_on(stream));
+                let attempt = opener()
+                    .map_err(LinkError::from)
+                    .and_then(|stream| inner.dial_on(stream));
                 pause = match attempt {
                     Ok(()) => Duration::ZERO,
+                    Err(LinkError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
+                        inner.end(Closed::Lost(error.to_string()));
+                        return;
+                    }
                     Err(error) => {
                         if let Link::Down { why, .. } = &mut lock(&inner.book).link {
                             *why = error.to_string();

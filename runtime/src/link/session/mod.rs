@@ -108,6 +108,9 @@ pub struct Session {
 }
 
 /// Makes a connection for a session's dialling end.
+///
+/// An error of kind `NotFound` says that the other end is gone for good ([`crate::node::ClientError::NoAgent`] becomes one) and
+/// ends the session as [`Closed::Lost`]; after any other error it is tried again.
 pub type Opener = Box<dyn FnMut() -> io::Result<Stream> + Send>;
 
 pub(super) struct Inner {

@@ -1,0 +1,142 @@
+//! The jobs of this node that have agents somewhere, and what happens when a supervisor ends without a farewell.
+//!
+//! The process that asks for an agent is the job's supervisor. Its end is noticed by its pidfd, so it is certain: every node
+//! with an agent of the job is told, and ends it. (Silence alone, of a link or of this whole node, is another case: there the
+//! agents wait under their lease.) A restarted daemon has forgotten the supervisors it has not heard from since.
+
+use super::daemon::Node;
+use mosix_wire::ids::{JobId, NodeName, Nonce};
+use mosix_wire::node::NodeRequest;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// How long a node that cannot be reached is tried to be told: afterwards the agent's own lease is over as well.
+const TELL: Duration = Duration::from_secs(900);
+
+/// Pause between two attempts.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// The jobs whose supervisors have asked here.
+#[derive(Default)]
+pub struct Jobs(Mutex<HashMap<JobId, Job>>);
+
+struct Job {
+    uid: u32,
+    home: Nonce,
+    hosts: BTreeSet<NodeName>,
+}
+
+impl Jobs {
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, Job>> {
+        self.0.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// The user whose job this is, when it is known here.
+    pub fn owner(&self, job: JobId) -> Option<u32> {
+        self.lock().get(&job).map(|job| job.uid)
+    }
+
+    /// Notes a supervisor; true when it is a new one, to be watched.
+    fn claim(&self, job: JobId, uid: u32, home: Nonce) -> Result<bool, String> {
+        let mut jobs = self.lock();
+        match jobs.get(&job) {
+            Some(known) if known.uid != uid => return Err(format!("job {job} is not of user {uid}")),
+            Some(known) if known.home == home => return Ok(false),
+            _ => {}
+        }
+        jobs.insert(
+            job,
+            Job {
+                uid,
+                home,
+                hosts: BTreeSet::new(),
+            },
+        );
+        Ok(true)
+    }
+
+    /// Notes that the job has an agent on a node.
+    pub fn add_host(&self, job: JobId, home: Nonce, node: NodeName) {
+        if let Some(job) = self.lock().get_mut(&job).filter(|job| job.home == home) {
+            job.hosts.insert(node);
+        }
+    }
+
+    /// Forgets a supervisor; gives the nodes where its job has agents.
+    fn ended(&self, job: JobId, home: Nonce) -> BTreeSet<NodeName> {
+        let mut jobs = self.lock();
+        match jobs.get(&job) {
+            Some(known) if known.home == home => jobs.remove(&job).map(|job| job.hosts).unwrap_or_default(),
+            _ => BTreeSet::new(),
+        }
+    }
+}
+
+/// Notes the supervisor of a job, and waits for its end in the background.
+pub fn watch(node: &Arc<Node>, job: JobId, uid: u32, home: Nonce, pid: Option<i32>) -> Result<(), String> {
+    if !node.jobs.claim(job, uid, home)? {
+        return Ok(());
+    }
+    let pidfd = pid
+        .and_then(Pid::from_raw)
+        .map(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
+    // A supervisor in a pid namespace that this daemon does not see cannot be watched; its agents have their lease.
+    let Some(Ok(pidfd)) = pidfd else {
+        tracing::debug!(%job, ?pid, "the supervisor cannot be watched");
+        return Ok(());
+    };
+    let pidfd =
+        AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(|error| format!("watching job {job}: {error}"))?;
+    let node = node.clone();
+    tokio::spawn(async move {
+        if pidfd.readable().await.is_err() {
+            return;
+        }
+        for host in node.jobs.ended(job, home) {
+            tokio::spawn(tell(node.clone(), host, job, home));
+        }
+    });
+    Ok(())
+}
+
+/// Tells a node of a supervisor's end.
+async fn tell(node: Arc<Node>, host: NodeName, job: JobId, home: Nonce) {
+    if host == node.config.name {
+        node.agents.job_ended(job, &host, home).await;
+        return;
+    }
+    let begun = Instant::now();
+    while let Err(why) = node.peers.request(&host, NodeRequest::JobEnded { job, home }).await {
+        if begun.elapsed() > TELL {
+            tracing::warn!(%job, %host, why, "could not tell of the end of a job's supervisor");
+            return;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_have_one_user_and_one_life() {
+        let jobs = Jobs::default();
+        let (job, node) = (JobId(1), NodeName("n2".into()));
+        assert_eq!(jobs.claim(job, 1000, Nonce(1)), Ok(true));
+        assert_eq!(jobs.claim(job, 1000, Nonce(1)), Ok(false));
+        assert!(jobs.claim(job, 1001, Nonce(2)).is_err());
+        jobs.add_host(job, Nonce(1), node.clone());
+        // A new life: the old one's end tells nobody any more.
+        assert_eq!(jobs.claim(job, 1000, Nonce(2)), Ok(true));
+        jobs.add_host(job, Nonce(1), node.clone());
+        assert!(jobs.ended(job, Nonce(1)).is_empty());
+        jobs.add_host(job, Nonce(2), node.clone());
+        assert_eq!(jobs.ended(job, Nonce(2)), BTreeSet::from([node]));
+        assert_eq!(jobs.owner(job), None);
+    }
+}
