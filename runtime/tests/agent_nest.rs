@@ -87,6 +87,7 @@ fn status(host: i32, field: &str) -> String {
 
 fn pid_clocks_nothing() {
     let nest = Nest::make(HOME_UID).expect("nest");
+    nest.enter().expect("enters");
     let program = stub_program().expect("stub");
     let wanted = Clocks {
         monotonic: 5_000_000 * SECOND,
@@ -195,6 +196,7 @@ fn pid_clocks_nothing() {
 
 fn taken() {
     let nest = Nest::make(HOME_UID).expect("nest");
+    nest.enter().expect("enters");
     let program = stub_program().expect("stub");
     let clocks = now().expect("clocks");
     let first = blank(&nest, &program, HOME_PID, &clocks, &[]).expect("blank");
@@ -217,6 +219,7 @@ fn taken() {
 
 fn clocks_of_arrivals() {
     let nest = Nest::make(HOME_UID).expect("nest");
+    nest.enter().expect("enters");
     let program = stub_program().expect("stub");
     let mut bodies = Vec::new();
     for (index, hours) in [400_000, 1, 30_000].into_iter().enumerate() {
@@ -266,6 +269,8 @@ fn nothing_outlives() {
         Fork::Child => {
             use std::io::Write;
             let nest = Nest::make(HOME_UID).expect("nest");
+            nest.enter().expect("enters");
+    nest.enter().expect("enters");
             let program = stub_program().expect("stub");
             let body = blank(&nest, &program, HOME_PID, &now().expect("clocks"), &[]).expect("blank");
             (&write)

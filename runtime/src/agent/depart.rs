@@ -117,13 +117,15 @@ fn put_back(built: &Built, frozen: &mut Frozen, images: &[ThreadImage]) -> io::R
 
 /// Freezes and captures a body for a move of epoch `attempt`, and starts the thread that sends its image.
 ///
+/// The stream is taken when it is used.
+///
 /// # Errors
 /// The body is not frozen, or frozen as it was, with every thread where it stood.
 pub fn begin(
     shared: &Arc<Shared>,
     process: &mut Process,
     attempt: Epoch,
-    stream: Box<Sender>,
+    stream: &mut Option<Box<Sender>>,
     to_home: bool,
 ) -> Result<(), DepartError> {
     let Some(pid) = process.built.as_ref().map(|built| built.body.pid) else {
@@ -176,9 +178,10 @@ pub fn begin(
     let image = Arc::clone(&departure.image);
     process.frozen = Some(frozen);
     process.departure = Some(departure);
-    let job = Job { shared: Arc::clone(shared), image, pages, memory: memory?, stream, go, to_home, attempt };
-    let named = std::thread::Builder::new().name(format!("depart {}", process.pid));
-    named.spawn(move || job.run()).map(drop).map_err(os("starting the sending thread"))
+    let memory = memory?;
+    let Some(stream) = stream.take() else { return Err(DepartError::Freeze(io::ErrorKind::NotConnected.into())) };
+    let job = Job { shared: Arc::clone(shared), image, pages, memory, stream, go, to_home, attempt };
+    shared.start(format!("depart {}", process.pid), move || job.run()).map_err(os("starting the sending thread"))
 }
 
 /// Undoes [`begin`]'s capture after one of its later steps failed; the body stays frozen.
@@ -357,8 +360,7 @@ impl Job {
 /// Connects to the agent on another node and gives it the files that it lacks. Runs on a thread of its own, before the freeze.
 pub fn dial(shared: &Arc<Shared>, pid: Pid, attempt: Epoch, node: NodeName, peer: Fingerprint, files: Vec<FileRef>) {
     let worker = Arc::clone(shared);
-    let named = std::thread::Builder::new().name(format!("dial {node}"));
-    let started = named.spawn(move || {
+    let started = shared.start(format!("dial {node}"), move || {
         let dialled = connect(&worker, &node, peer, &files).map_err(|error| format!("{node}: {error}"));
         worker.command(Command::Ready(pid, attempt, dialled.map(Box::new)));
     });

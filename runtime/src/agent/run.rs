@@ -66,6 +66,7 @@ pub fn run(start: &AgentStart) -> anyhow::Result<String> {
     let (shared, commands) = Shared::new(config, identity, session, Nonce(u64::from_le_bytes(life)))?;
     serve(&shared, socket)?;
     AgentReady::Fingerprint(fingerprint.to_string()).write(std::io::stdout())?;
+    nest.enter()?;
     let why = Tracer::new(Arc::clone(&shared), nest, commands)?.run()?;
     shared.session.close();
     Ok(why)

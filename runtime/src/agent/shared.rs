@@ -24,7 +24,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
@@ -133,12 +133,28 @@ pub struct Shared {
     announced: Condvar,
     queue: Sender<Command>,
     bell: EventFd,
+    starter: Sender<Start>,
 }
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
     }
+}
+
+/// Work for a thread of its own, and where to say whether there is one.
+type Start = (String, Box<dyn FnOnce() + Send>, SyncSender<io::Result<()>>);
+
+/// Starts threads for the tracer, which cannot start any ([`super::nest::Nest::enter`]).
+fn starter() -> io::Result<Sender<Start>> {
+    let (tx, rx) = channel::<Start>();
+    std::thread::Builder::new().name("starter".to_owned()).spawn(move || {
+        for (name, work, answer) in rx {
+            let started = std::thread::Builder::new().name(name).spawn(work);
+            let _ = answer.send(started.map(drop));
+        }
+    })?;
+    Ok(tx)
 }
 
 /// Takes a lock whose holder may have panicked: what it protects is kept whole between statements.
@@ -165,8 +181,20 @@ impl Shared {
             announced: Condvar::new(),
             queue,
             bell,
+            starter: starter()?,
         };
         Ok((Arc::new(shared), commands))
+    }
+
+    /// Starts a thread, from whichever thread.
+    ///
+    /// # Errors
+    /// When there can be no more threads.
+    pub fn start(&self, name: String, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let (answer, started) = sync_channel(1);
+        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+        self.starter.send((name, Box::new(work), answer)).map_err(|_| gone())?;
+        started.recv().map_err(|_| gone())?
     }
 
     /// Gives the tracer a command and wakes it.

@@ -17,6 +17,7 @@ use crate::link::session::State as LinkState;
 use mosix_sys::ptrace::{self, Event};
 use mosix_sys::signalfd;
 use mosix_wire::control::reason;
+use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, NodeName, Pid};
 use mosix_wire::link::{Destination, Exit, ToHome, ToHost};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -222,8 +223,10 @@ impl Tracer {
                 self.process(pid).way = Some(stream);
                 self.order(pid, Order::Depart { attempt: epoch, to: Place::Home });
                 // Whatever the rules said, an unused stream ends here, and home sees it.
-                if let Some(process) = self.processes.get_mut(&pid) {
-                    process.way = None;
+                if let Some(mut unused) = self.processes.get_mut(&pid).and_then(|process| process.way.take()) {
+                    let reason = "the process is not running here, or leaves already".to_owned();
+                    let no = ToHome::CannotDepart { pid, epoch, reason };
+                    let _ = encode_body(&no).map(|body| unused.send(&body, &[]));
                 }
             }
             Command::Ready(pid, attempt, Ok(stream)) => self.capture(pid, attempt, stream, false),
@@ -436,9 +439,8 @@ impl Tracer {
                 bodies.insert(pid, Arc::clone(&calls));
                 drop(bodies);
                 let shared = Arc::clone(&self.shared);
-                let named = std::thread::Builder::new().name(format!("calls {pid}"));
-                match named.spawn(move || serve::run(&shared, &calls)) {
-                    Ok(_) => self.step(pid, HostEvent::Built(epoch)),
+                match self.shared.start(format!("calls {pid}"), move || serve::run(&shared, &calls)) {
+                    Ok(()) => self.step(pid, HostEvent::Built(epoch)),
                     Err(error) => {
                         process.why = error.to_string();
                         self.step(pid, HostEvent::BuildFailed(epoch));
@@ -489,10 +491,16 @@ impl Tracer {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        match depart::begin(&shared, process, attempt, stream, to_home) {
+        let mut stream = Some(stream);
+        match depart::begin(&shared, process, attempt, &mut stream, to_home) {
             Ok(()) => self.step(pid, HostEvent::BodyFrozen(attempt)),
             Err(error) => {
                 process.why = error.to_string();
+                if let (Some(mut stream), true) = (stream, to_home) {
+                    // Home waits on the stream as well as on the session.
+                    let no = ToHome::CannotDepart { pid, epoch: attempt, reason: reason(&error) };
+                    let _ = encode_body(&no).map(|body| stream.send(&body, &[]));
+                }
                 let undone = depart::undo(process);
                 if undone.is_err() || process.tids.is_empty() {
                     return self.ended(pid, Exit::Signal { signal: libc::SIGKILL as u8, core: false });

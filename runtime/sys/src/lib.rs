@@ -4,6 +4,7 @@
 
 pub mod cpuid;
 pub mod inherited;
+pub mod namespaces;
 pub mod notif;
 pub mod process;
 pub mod pagemap;

@@ -5,7 +5,8 @@
 //! the end of its socket, kills everybody, and only then lets go of the listeners.
 
 use mosix_sys::fdpass;
-use mosix_sys::process::{Fork, close_all_but, exit_now, fork, kill};
+use mosix_sys::namespaces::fork_first;
+use mosix_sys::process::{Fork, close_all_but, exit_now, kill};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
@@ -24,16 +25,17 @@ pub struct Init {
     pub pid: i32,
     socket: UnixStream,
     mounts: OwnedFd,
+    pids: OwnedFd,
 }
 
 impl Init {
-    /// Starts process 1 in the pid namespace that this process made for its children, in a mount namespace with an empty root.
+    /// Starts process 1 of a new pid namespace, in a mount namespace with an empty root.
     ///
     /// # Errors
     /// What fork, the mounts, or the namespace file gave.
     pub(super) fn start() -> io::Result<Self> {
         let (mut socket, theirs) = UnixStream::pair()?;
-        match fork()? {
+        match fork_first()? {
             Fork::Child => serve(theirs),
             Fork::Parent(pid) => {
                 drop(theirs);
@@ -45,9 +47,15 @@ impl Init {
                     errno => return Err(io::Error::from_raw_os_error(errno)),
                 }
                 let mounts = File::open(format!("/proc/{pid}/ns/mnt"))?.into();
-                Ok(Self { pid, socket, mounts })
+                let pids = File::open(format!("/proc/{pid}/ns/pid"))?.into();
+                Ok(Self { pid, socket, mounts, pids })
             }
         }
+    }
+
+    /// The pid namespace.
+    pub fn pids(&self) -> BorrowedFd<'_> {
+        self.pids.as_fd()
     }
 
     /// The mount namespace with the empty root.

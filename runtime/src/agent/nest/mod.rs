@@ -19,7 +19,7 @@ pub use clocks::{TimeGate, now};
 pub use init::Init;
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use std::io;
 
 /// Why the namespaces could not be made; the reason names the remedy where there is one.
@@ -66,14 +66,13 @@ pub struct Nest {
 
 impl Nest {
     /// Makes the place, for a job whose user has number `uid` at home. Must be called by the process's only thread, before it holds any
-    /// key; that thread becomes the tracer.
+    /// key; that thread becomes the tracer, by [`Nest::enter`].
     ///
     /// # Errors
     /// The first step that the kernel refused. Nothing needs undoing but the end of this process.
     pub fn make(uid: u32) -> Result<Self, NestError> {
         enter_user_namespace(uid)?;
         let others = CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWPID
             | CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWIPC
             | CloneFlags::CLONE_NEWUTS
@@ -85,6 +84,15 @@ impl Nest {
         let clocks = TimeGate::open().map_err(NestError::Clocks)?;
         rights::reduce()?;
         Ok(Self { init, clocks })
+    }
+
+    /// Makes the children of this thread, the one that made the place, live in it. The thread can start no other threads from here on:
+    /// the kernel does not spread a process over pid or time namespaces.
+    ///
+    /// # Errors
+    /// Those of setns(2).
+    pub fn enter(&self) -> Result<(), NestError> {
+        setns(self.init.pids(), CloneFlags::CLONE_NEWPID).map_err(NestError::Others)
     }
 }
 
