@@ -46,12 +46,11 @@ total = 0
 def work():
     global total
     n = 0
-    for i in range(400000): n = (n * 31 + i) % 1000003
+    for i in range(1000000): n = (n * 31 + i) % 1000003
     total += n
-os.write(1, b"R")
-os.getppid()
 ts = [threading.Thread(target=work) for _ in range(3)]
 [t.start() for t in ts]
+os.write(1, b"R")
 [t.join() for t in ts]
 os.write(1, b"sum %d\n" % total)
 os.write(1, b"parent %d\n" % os.getppid())
@@ -225,10 +224,10 @@ fn take(epoch: Epoch) -> (std::process::Child, ProcessImage, Vec<PathBuf>, Vec<m
     let mut child = command.spawn().expect("python3");
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).expect("ready");
     let pid = child.id() as i32;
-    let frozen = freeze(pid, Duration::from_secs(2)).expect("freezes");
+    let frozen = freeze(pid, &[], Duration::from_secs(2)).expect("freezes");
     let before = maps::read(pid).expect("maps");
     let window = inject(&frozen, &before).expect("injects");
-    let captured = capture(&frozen, &window, |tid| tid).expect("captures");
+    let captured = capture(&frozen, &window, &(0..frozen.threads.len() as u32).collect::<Vec<_>>(), |tid| tid).expect("captures");
     let layout = of_home(pid, &before, |_| true).expect("can move");
     let image = ProcessImage {
         pid: Pid(pid),
@@ -307,7 +306,7 @@ fn there_and_back(socket: &Path) {
     expect(&from, |m| matches!(m, ToHome::Running { epoch: Epoch(1), .. }));
     home.wait_for_text("slept 1\n");
     let text = String::from_utf8_lossy(&home.written.lock().unwrap()).into_owned();
-    let sum = { (0..400_000u64).fold(0, |n, i| (n * 31 + i) % 1_000_003) * 3 };
+    let sum = { (0..1_000_000u64).fold(0, |n, i| (n * 31 + i) % 1_000_003) * 3 };
     assert!(text.starts_with(&format!("sum {sum}\nparent 7777\n")), "{text}");
 
     // Signals: one handled in a sleep, one by number of another process; then one that is waited for, with its true sender.
