@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod canary;
 mod cli;
 mod client;
 mod exit;

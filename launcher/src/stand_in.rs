@@ -7,8 +7,8 @@
 //!  supervisor ── Ended ──────────▶ launcher exits, or kills itself by the same signal
 //! ```
 //!
-//! Launcher and program are in one process group, so what the terminal sends reaches both; such signals (and those that the program
-//! or its children sent to their group) are not relayed. If the supervisor is killed, the launcher is the next subreaper above the
+//! Launcher and program are in one process group, so what the terminal sends reaches both; such signals, those that the program or
+//! its children sent to their group, and those that others sent to all of the group ([`Canary`]) are not relayed. If the supervisor is killed, the launcher is the next subreaper above the
 //! program: it becomes the program's parent and goes on by itself.
 
 use mosix_runtime::supervisor::launch::Launched;
@@ -22,6 +22,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
+use crate::canary::Canary;
 use crate::exit::Exit;
 
 /// A launcher that stands for its program.
@@ -29,6 +30,7 @@ use crate::exit::Exit;
 struct StandIn {
     launched: Launched,
     signals: Signals,
+    canary: Option<Canary>,
     /// The program, once it was started.
     program: Option<i32>,
     /// The supervisor was killed: the program is a child of this process.
@@ -47,9 +49,11 @@ enum Next {
 /// # Errors
 /// Those of poll(2) and of reading signals.
 pub fn stand_in(launched: Launched) -> io::Result<ExitCode> {
+    let (signals, canary) = (Signals::open()?, Canary::start().ok());
     let mut me = StandIn {
         launched,
-        signals: Signals::open()?,
+        signals,
+        canary,
         program: None,
         alone: false,
     };
@@ -152,11 +156,17 @@ impl StandIn {
 
     /// Whether the program got this signal without us.
     fn reached_program(&self, received: &Received) -> bool {
-        if received.is_from_kernel() {
-            return true;
+        let known = received.is_from_kernel()
+            // A process of the job signalled its group. One that means the launcher alone has no reason to exist.
+            || received.pid != 0 && is_descendant(received.pid, self.launched.supervisor);
+        match &self.canary {
+            None => known,
+            Some(canary) if known => {
+                canary.forget(received.signal);
+                true
+            }
+            Some(canary) => canary.heard(received.signal),
         }
-        // A process of the job signalled its group. One that means the launcher alone has no reason to exist.
-        received.pid != 0 && is_descendant(received.pid, self.launched.supervisor)
     }
 
     fn relay(&self, received: &Received) {

@@ -8,6 +8,7 @@ mod cli;
 mod faults;
 mod guests;
 mod hazards;
+mod home;
 mod lab;
 mod programs;
 mod run;

@@ -34,13 +34,9 @@ pub struct RunArgs {
     #[arg(long)]
     no_filter: bool,
 
-    /// The program: a path, or a name to look up in PATH.
-    #[arg(value_name = "PROG")]
-    program: OsString,
-
-    /// Its arguments.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
-    arguments: Vec<OsString>,
+    /// The program (a path, or a name to look up in PATH) and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_names = ["PROG", "ARGS"])]
+    words: Vec<OsString>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -84,7 +80,7 @@ fn start(args: RunArgs) -> anyhow::Result<ExitCode> {
         Cpu::Native => CpuLevel::Native,
     };
     let spec = Spec {
-        words: std::iter::once(args.program).chain(args.arguments).collect(),
+        words: args.words,
         on: args.on,
         cpu,
         name: args.job,
