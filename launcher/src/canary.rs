@@ -55,7 +55,13 @@ impl Canary {
 
     fn ask(&self, signal: i32) -> bool {
         let Ok(number) = u8::try_from(signal) else { return false };
-        if send(self.0.as_raw_fd(), &[number], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL).is_err() {
+        if send(
+            self.0.as_raw_fd(),
+            &[number],
+            MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
+        )
+        .is_err()
+        {
             return false;
         }
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];

@@ -54,6 +54,8 @@ pub fn exec(arguments: &[CString], environment: &[CString], path: Option<&[u8]>)
             // The file may be there and what it names as its interpreter may not.
             Errno::ENOENT => missing_part = missing_part.or_else(|| missing_interpreter(&file)),
             Errno::ENOTDIR if !name.as_bytes().contains(&b'/') => {}
+            // A folder of PATH that this user may not look into says nothing about the program.
+            Errno::EACCES if !name.as_bytes().contains(&b'/') && std::fs::metadata(os(&file)).is_err() => {}
             Errno::EACCES => refused = refused.or(Some((file, errno))),
             Errno::ENOEXEC => return script_or_binary(&file, arguments, environment),
             Errno::ELOOP | Errno::ENAMETOOLONG | Errno::ESTALE | Errno::ENODEV | Errno::ETIMEDOUT => {

@@ -181,11 +181,14 @@ pub fn die_by(signal: i32) -> ! {
     }
 }
 
-/// Stops this process by `signal` (SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU) until somebody continues it, then blocks the signal again.
+/// Stops this process by `signal` (SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU, blocked except for SIGSTOP) until somebody continues it, then
+/// blocks the signal again.
 pub fn stop_by(signal: i32) {
-    default_and_unblock(signal);
+    // Sent while it is blocked, so that it merges with one from the terminal that is pending already: unblocking first would stop
+    // once for that one, and once more for ours after somebody continued the process.
     // SAFETY: kill has no memory arguments.
     unsafe { libc::kill(libc::getpid(), signal) };
+    default_and_unblock(signal);
     if let Ok(signal) = Signal::try_from(signal) {
         let mut set = SigSet::empty();
         set.add(signal);

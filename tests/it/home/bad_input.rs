@@ -22,7 +22,10 @@ fn prepare(folder: &Path) {
     write(&folder.join("aarch64"), &other, 0o755);
     let mut lost = elf;
     let name = b"/lib64/ld-linux";
-    let at = lost.windows(name.len()).position(|w| w == name).expect("an interpreter");
+    let at = lost
+        .windows(name.len())
+        .position(|w| w == name)
+        .expect("an interpreter");
     lost[at..at + name.len()].copy_from_slice(b"/lib64/zz-linux");
     write(&folder.join("no-loader"), &lost, 0o755);
     write(&folder.join("no-interpreter"), b"#!/no/such/thing -x\n", 0o755);
@@ -40,12 +43,28 @@ fn exit_codes_are_those_of_bash_and_the_line_says_why() {
         ("./folder", 126, "'./folder': it is a directory"),
         ("./noexec", 126, "'./noexec': it is not executable"),
         ("./noexec/below", 126, "'./noexec/below': Not a directory"),
-        ("./truncated", 126, "'./truncated': its ELF headers are corrupt or truncated"),
-        ("./corrupt", 126, "'./corrupt': it is for another kind of machine"),
+        (
+            "./truncated",
+            126,
+            "'./truncated': its ELF headers are corrupt or truncated",
+        ),
+        ("./corrupt", 126, "'./corrupt': its ELF header is corrupt or truncated"),
         ("./data", 126, "'./data': it is neither a program nor a script"),
-        ("./aarch64", 126, "'./aarch64': it is for another kind of machine (ELF machine 183)"),
-        ("./no-loader", 127, "'./no-loader': its program interpreter '/lib64/zz-linux"),
-        ("./no-interpreter", 127, "'./no-interpreter': its interpreter '/no/such/thing' does not exist"),
+        (
+            "./aarch64",
+            126,
+            "'./aarch64': it is for another kind of machine (ELF machine 183)",
+        ),
+        (
+            "./no-loader",
+            127,
+            "'./no-loader': its program interpreter '/lib64/zz-linux",
+        ),
+        (
+            "./no-interpreter",
+            127,
+            "'./no-interpreter': its interpreter '/no/such/thing' does not exist",
+        ),
         ("./dos", 127, "ends in a carriage return"),
     ];
     for stand in Stand::each() {
@@ -54,10 +73,14 @@ fn exit_codes_are_those_of_bash_and_the_line_says_why() {
             let output = stand.run(&[program, "argument"]).output().unwrap();
             assert_eq!(output.status.code(), Some(code), "{program}: {output:?}");
             let said = err(&output);
-            assert!(said.starts_with("mosix: cannot run ") && said.contains(line), "{program}: {said}");
+            assert!(
+                said.starts_with("mosix: cannot run ") && said.contains(line),
+                "{program}: {said}"
+            );
             assert_eq!(said.lines().count(), 1, "{program}: {said}");
             let mut bash = Command::new("bash");
-            bash.current_dir(stand.path()).args(["-c", &format!("{program} argument; exit $?")]);
+            bash.current_dir(stand.path())
+                .args(["-c", &format!("{program} argument; exit $?")]);
             assert_eq!(bash.output().unwrap().status.code(), Some(code), "bash on {program}");
         }
         stand.until_empty();
@@ -69,7 +92,10 @@ fn scripts_without_interpreter_go_to_the_shell() {
     let stand = Stand::own();
     prepare(stand.path());
     let output = stand.run(&["./plain-script", "argument"]).output().unwrap();
-    assert_eq!((output.status.code(), super::stand::out(&output).trim()), (Some(9), "script ./plain-script argument"));
+    assert_eq!(
+        (output.status.code(), super::stand::out(&output).trim()),
+        (Some(9), "script ./plain-script argument")
+    );
     assert_eq!(stand.run(&["./empty"]).output().unwrap().status.code(), Some(0));
 }
 
@@ -80,7 +106,11 @@ fn too_many_arguments_are_named() {
     let output = stand.run(&["true", &long]).output();
     // The kernel refuses a single argument of that length already when mosix itself is started.
     assert!(output.is_err());
-    let limited = stand.command("sh").args(["-c", "ulimit -s 200; exec \"$0\" run true $(seq 30000)"]).arg(stand.mosix()).output();
+    let limited = stand
+        .command("sh")
+        .args(["-c", "ulimit -s 200; exec \"$0\" run true $(seq 30000)"])
+        .arg(stand.mosix())
+        .output();
     let limited = limited.unwrap();
     assert_eq!(limited.status.code(), Some(126), "{limited:?}");
 }
@@ -88,7 +118,12 @@ fn too_many_arguments_are_named() {
 #[test]
 fn usage_errors_of_run_are_125_and_of_others_2() {
     let stand = Stand::own();
-    for args in [&["run", "--nonsense", "true"][..], &["run"], &["run", "--on", "no such node!", "true"], &["run", "--job", "", "true"]] {
+    for args in [
+        &["run", "--nonsense", "true"][..],
+        &["run"],
+        &["run", "--on", "no such node!", "true"],
+        &["run", "--job", "", "true"],
+    ] {
         let output = stand.verb(args).output().unwrap();
         assert_eq!(output.status.code(), Some(125), "{args:?}: {output:?}");
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 /// Sets up an unusual process, then executes its arguments.
 const SETUP: &str = r#"
 import os, resource, signal, sys
+os.closerange(3, 700)
 signal.signal(signal.SIGPIPE, signal.SIG_DFL if 'pipe' in sys.argv[1] else signal.SIG_IGN)
 for s in (signal.SIGHUP, signal.SIGCHLD, signal.SIGTTOU, 40, 64):
     signal.signal(s, signal.SIG_IGN)
@@ -67,20 +68,30 @@ fn a_process_inherits_the_same() {
                     command.args(["/usr/bin/env", "GLIBC_TUNABLES=glibc.pthread.rseq=0"]);
                 }
                 command.args(["/usr/bin/python3", "show.py", "seen.json", "-x"]);
-                command.env_remove("GLIBC_TUNABLES").env("EMPTY", "").stdin(Stdio::null());
+                command
+                    .env_remove("GLIBC_TUNABLES")
+                    .env("EMPTY", "")
+                    .stdin(Stdio::null());
                 command.stdout(Stdio::piped()).stderr(Stdio::inherit());
                 let mut child = command.spawn().unwrap();
                 assert!(child.wait().unwrap().success());
                 let text = std::fs::read_to_string(&result).unwrap();
                 std::fs::remove_file(result).unwrap();
                 // Two pipes have two names.
-                let pipe = text.split("pipe:[").nth(1).and_then(|t| t.split(']').next()).map(str::to_owned);
+                let pipe = text
+                    .split("pipe:[")
+                    .nth(1)
+                    .and_then(|t| t.split(']').next())
+                    .map(str::to_owned);
                 pipe.map_or(text.clone(), |p| text.replace(&p, "N"))
             };
             let (plain, under) = (seen(false), seen(true));
             for (a, b) in plain.lines().zip(under.lines()) {
                 // The queue of pending signals is the user's, shared with everything else that runs.
-                assert!(a == b || a.contains("SigQ"), "closed/pipe '{how}': plain {a}, under mosix {b}");
+                assert!(
+                    a == b || a.contains("SigQ"),
+                    "closed/pipe '{how}': plain {a}, under mosix {b}"
+                );
             }
             assert_eq!(plain.lines().count(), under.lines().count());
         }
@@ -90,7 +101,11 @@ fn a_process_inherits_the_same() {
 #[test]
 fn tunables_are_merged_and_rseq_is_off() {
     let stand = Stand::own();
-    let output = stand.run(&["printenv", "GLIBC_TUNABLES"]).env("GLIBC_TUNABLES", "glibc.malloc.check=0").output().unwrap();
+    let output = stand
+        .run(&["printenv", "GLIBC_TUNABLES"])
+        .env("GLIBC_TUNABLES", "glibc.malloc.check=0")
+        .output()
+        .unwrap();
     assert_eq!(out(&output).trim(), "glibc.malloc.check=0:glibc.pthread.rseq=0");
     let mut v2 = stand.verb(&["run", "--cpu", "v2", "printenv", "GLIBC_TUNABLES"]);
     let output = v2.env_remove("GLIBC_TUNABLES").output().unwrap();
@@ -108,8 +123,17 @@ fn the_end_is_the_programs() {
             let words = ["/usr/bin/python3", "-c", &code];
             let status = stand.run(&words).stderr(Stdio::null()).status().unwrap();
             // Python ignores SIGPIPE and handles SIGINT, with and without mosix.
-            let plain = stand.command(words[0]).args(&words[1..]).stderr(Stdio::null()).status().unwrap();
-            assert_eq!((status.signal(), status.code()), (plain.signal(), plain.code()), "signal {signal}");
+            let plain = stand
+                .command(words[0])
+                .args(&words[1..])
+                .stderr(Stdio::null())
+                .status()
+                .unwrap();
+            assert_eq!(
+                (status.signal(), status.code()),
+                (plain.signal(), plain.code()),
+                "signal {signal}"
+            );
         }
         stand.until_empty();
     }
@@ -118,7 +142,12 @@ fn the_end_is_the_programs() {
 #[test]
 fn pipes_and_their_ends_pass_through() {
     let stand = Stand::own();
-    let mut child = stand.run(&["cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = stand
+        .run(&["cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut input = child.stdin.take().unwrap();
     let data: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7) as u8).collect();
     let copy = data.clone();
@@ -129,7 +158,11 @@ fn pipes_and_their_ends_pass_through() {
     assert!(child.wait().unwrap().success());
     assert!(data == back);
     // A writer learns that its reader is gone.
-    let output = stand.command("bash").args(["-c", "\"$0\" run yes | head -1; echo ${PIPESTATUS[0]}"]).arg(stand.mosix()).output();
+    let output = stand
+        .command("bash")
+        .args(["-c", "\"$0\" run yes | head -1; echo ${PIPESTATUS[0]}"])
+        .arg(stand.mosix())
+        .output();
     assert_eq!(out(&output.unwrap()), "y\n141\n");
 }
 
@@ -154,7 +187,10 @@ fn background_children_go_on_after_the_program() {
         let mark = stand.path().join("mark");
         let start = Instant::now();
         let output = stand.sh("(sleep 1; /bin/ls / > mark) > /dev/null 2>&1 & echo program ends");
-        assert!(output.status.success() && start.elapsed() < Duration::from_millis(900), "{output:?}");
+        assert!(
+            output.status.success() && start.elapsed() < Duration::from_millis(900),
+            "{output:?}"
+        );
         assert!(!mark.exists());
         assert_eq!(stand.ps()["jobs"].as_array().unwrap().len(), 1);
         super::stand::eventually(|| std::fs::read_to_string(&mark).ok().filter(|t| t.contains("usr\n")));
@@ -167,7 +203,11 @@ fn a_daemon_can_execute_programs_for_ever() {
     let stand = Stand::own();
     let script = "setsid sh -c 'for i in 1 2 3 4 5; do sleep 0.2; /bin/echo $i; done > log' > /dev/null 2>&1 &";
     assert!(stand.sh(script).status.success());
-    let done = || std::fs::read_to_string(stand.path().join("log")).ok().filter(|t| t == "1\n2\n3\n4\n5\n");
+    let done = || {
+        std::fs::read_to_string(stand.path().join("log"))
+            .ok()
+            .filter(|t| t == "1\n2\n3\n4\n5\n")
+    };
     super::stand::eventually(done);
     stand.until_empty();
 }
@@ -177,7 +217,12 @@ fn the_shells_time_counts_the_program() {
     let stand = Stand::own();
     let burn = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done";
     let script = format!("TIMEFORMAT=%U; time \"$0\" run sh -c '{burn}'");
-    let output = stand.command("bash").args(["-c", &script]).arg(stand.mosix()).output().unwrap();
+    let output = stand
+        .command("bash")
+        .args(["-c", &script])
+        .arg(stand.mosix())
+        .output()
+        .unwrap();
     let seconds: f64 = super::stand::err(&output).trim().parse().unwrap();
     assert!(seconds > 0.05, "{seconds}");
 }

@@ -20,11 +20,22 @@ impl Terminal {
     fn new(mosix_run: bool) -> Self {
         let stand = Stand::own();
         let mut bash: Command = stand.command("bash");
-        bash.args(["--norc", "--noprofile", "-i"]).env("PS1", PROMPT).env("TERM", "dumb").env_remove("PROMPT_COMMAND");
-        let run = if mosix_run { format!("{} run", mosix().display()) } else { String::new() };
+        bash.args(["--norc", "--noprofile", "-i"])
+            .env("PS1", PROMPT)
+            .env("TERM", "dumb")
+            .env_remove("PROMPT_COMMAND");
+        let run = if mosix_run {
+            format!("{} run", mosix().display())
+        } else {
+            String::new()
+        };
         bash.env("M", run);
         let pty = spawn_command(bash, Some(20_000)).unwrap();
-        let mut terminal = Self { pty, stand, shell: String::new() };
+        let mut terminal = Self {
+            pty,
+            stand,
+            shell: String::new(),
+        };
         terminal.pty.exp_string(PROMPT).unwrap();
         // Without echo, only answers come back.
         terminal.type_line("stty -echo; bind 'set enable-bracketed-paste off' 2> /dev/null");
@@ -66,6 +77,7 @@ impl Terminal {
         })
     }
 
+    #[track_caller]
     fn until_state(&self, pid: i64, wanted: char) {
         eventually(|| (state(pid) == Some(wanted)).then_some(()));
     }
@@ -74,8 +86,11 @@ impl Terminal {
 /// Runs a test plainly and under mosix.
 fn both(test: impl Fn(&mut Terminal)) {
     for mosix_run in [false, true] {
+        eprintln!("under mosix: {mosix_run}");
         let mut terminal = Terminal::new(mosix_run);
         test(&mut terminal);
+        terminal.type_line("exit");
+        terminal.pty.exp_eof().unwrap();
         terminal.stand.until_empty();
     }
 }
@@ -89,7 +104,10 @@ fn interrupt_and_quit_end_the_program() {
             t.until_state(pid, 'S');
             t.press(key);
             t.see(PROMPT);
-            assert_eq!(t.ask("echo code $?").trim_end_matches(PROMPT).trim(), format!("code {code}"));
+            assert_eq!(
+                t.ask("echo code $?").trim_end_matches(PROMPT).trim(),
+                format!("code {code}")
+            );
             eventually(|| ended(pid).then_some(()));
         }
     });
@@ -206,7 +224,11 @@ fn kill_of_a_job_reaches_the_program_once() {
             eventually(|| t.stand.path().join("up").exists().then_some(()));
             t.ask(kill);
             t.ask("wait");
-            assert_eq!(std::fs::read_to_string(t.stand.path().join("count")).unwrap(), "1", "{kill}");
+            assert_eq!(
+                std::fs::read_to_string(t.stand.path().join("count")).unwrap(),
+                "1",
+                "{kill}"
+            );
             std::fs::remove_file(t.stand.path().join("up")).unwrap();
             t.ask("jobs");
         }
@@ -281,6 +303,7 @@ fn a_shell_inside_has_job_control_of_its_own() {
         assert!(t.see(PROMPT).contains("Stopped"));
         t.type_line("fg");
         t.see("bash --norc");
+        t.see(PROMPT);
         t.type_line("exit 5");
         t.see(PROMPT);
         assert!(t.ask("echo code $?").contains("code 5"));
@@ -290,7 +313,8 @@ fn a_shell_inside_has_job_control_of_its_own() {
 #[test]
 fn the_terminal_belongs_to_the_program() {
     both(|t| {
-        let code = "import os; print('mine' if os.tcgetpgrp(0) == os.getpgrp() else 'not mine', os.isatty(0), os.isatty(1))";
+        let code =
+            "import os; print('mine' if os.tcgetpgrp(0) == os.getpgrp() else 'not mine', os.isatty(0), os.isatty(1))";
         std::fs::write(t.stand.path().join("o.py"), code).unwrap();
         assert!(t.ask("$M /usr/bin/python3 o.py").contains("mine True True"));
     });

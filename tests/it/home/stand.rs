@@ -22,7 +22,10 @@ pub struct Stand {
 impl Stand {
     /// As the user of the tests.
     pub fn own() -> Self {
-        Self { folder: tempfile::Builder::new().prefix("mxh").tempdir_in("/tmp").unwrap(), uid: None }
+        Self {
+            folder: tempfile::Builder::new().prefix("mxh").tempdir_in("/tmp").unwrap(),
+            uid: None,
+        }
     }
 
     /// As an ordinary user.
@@ -50,13 +53,19 @@ impl Stand {
 
     /// The `mosix` that the user can execute.
     pub fn mosix(&self) -> std::path::PathBuf {
-        if self.uid.is_some() { self.path().join("mosix") } else { mosix().to_owned() }
+        if self.uid.is_some() {
+            self.path().join("mosix")
+        } else {
+            mosix().to_owned()
+        }
     }
 
     /// A command of the user, in the folder.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(self.path()).env("MOSIX_RUNTIME_DIR", self.path().join("run"));
+        command
+            .current_dir(self.path())
+            .env("MOSIX_RUNTIME_DIR", self.path().join("run"));
         if let Some(uid) = self.uid {
             // Which drops the supplementary groups too.
             command.uid(uid).gid(uid);
@@ -92,7 +101,14 @@ impl Stand {
 
     /// Waits until `mosix ps` lists a process for which `wanted` holds, and gives it.
     pub fn ps_until(&self, wanted: impl Fn(&Value) -> bool) -> Value {
-        eventually(|| self.ps()["processes"].as_array().unwrap().iter().find(|p| wanted(p)).cloned())
+        eventually(|| {
+            self.ps()["processes"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|p| wanted(p))
+                .cloned()
+        })
     }
 
     /// Waits until no job is left in `mosix ps` and in the folder.
@@ -105,6 +121,7 @@ impl Stand {
 }
 
 /// Asks again and again, for a while.
+#[track_caller]
 pub fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
