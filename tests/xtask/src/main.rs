@@ -7,6 +7,8 @@
 mod bench;
 mod demo;
 mod gen_docs;
+mod stage;
+mod table;
 mod test;
 mod vm;
 mod workspace;
