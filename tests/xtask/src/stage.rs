@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Which build of `mosix`.
 #[derive(Clone, Copy, Debug)]
@@ -19,12 +20,17 @@ pub enum Build {
     /// An optimised one when there is one already, else the quicker to build.
     Sooner,
     /// The optimised one: for numbers.
+    #[expect(dead_code, reason = "for bench")]
     Release,
 }
 
 /// Installs the Debian packages of these programs that are missing: (program, package).
 pub fn install(wanted: &[(&str, &'static str)]) -> Result<()> {
-    let missing: Vec<&str> = wanted.iter().filter(|(program, _)| find(program).is_none()).map(|w| w.1).collect();
+    let missing: Vec<&str> = wanted
+        .iter()
+        .filter(|(program, _)| find(program).is_none())
+        .map(|w| w.1)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -36,7 +42,11 @@ pub fn install(wanted: &[(&str, &'static str)]) -> Result<()> {
     println!("  installing {list}");
     let apt = |words: &[&str]| {
         let mut command = Command::new("apt-get");
-        command.args(["-q", "-o", "DPkg::Lock::Timeout=600"]).args(words).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(["-q", "-o", "DPkg::Lock::Timeout=600"])
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         command.env("DEBIAN_FRONTEND", "noninteractive");
         command
     };
@@ -60,7 +70,11 @@ pub fn build(which: Build) -> Result<PathBuf> {
         command.arg("--release");
     }
     crate::workspace::run(&mut command)?;
-    Ok(if optimised { release } else { target()?.join("debug/mosix") })
+    Ok(if optimised {
+        release
+    } else {
+        target()?.join("debug/mosix")
+    })
 }
 
 /// A lab and a work folder, gone when dropped. At most one of a name per target folder at a time.
@@ -92,18 +106,35 @@ impl Stage {
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
         let lock = File::create(folder.join("lock")).with_context(|| folder.display().to_string())?;
         let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
-            bail!("another {name} is running in this workspace (it holds {})", folder.join("lock").display());
+            bail!(
+                "another {name} is running in this workspace (it holds {})",
+                folder.join("lock").display()
+            );
         };
         let (note, work) = (folder.join("runtime-dir"), folder.join("work"));
         if let Ok(left) = fs::read_to_string(&note) {
             println!("  clearing what an earlier run left behind");
-            let left = Ground { mosix: mosix.into(), runtime: left.into(), work: work.clone(), note: note.clone() };
+            let left = Ground {
+                mosix: mosix.into(),
+                runtime: left.into(),
+                work: work.clone(),
+                note: note.clone(),
+            };
             left.clear();
         }
         let _ = fs::remove_dir_all(&work);
         fs::create_dir_all(&work).with_context(|| work.display().to_string())?;
-        let runtime = tempfile::Builder::new().prefix("mx").tempdir_in("/tmp").context("/tmp")?.keep();
-        let ground = Ground { mosix: mosix.into(), runtime, work, note };
+        let runtime = tempfile::Builder::new()
+            .prefix("mx")
+            .tempdir_in("/tmp")
+            .context("/tmp")?
+            .keep();
+        let ground = Ground {
+            mosix: mosix.into(),
+            runtime,
+            work,
+            note,
+        };
         fs::write(&ground.note, ground.runtime.as_os_str().as_encoded_bytes()).context("note of the lab")?;
         ground.clear_on_signals()?;
         Ok(Self { ground, _lock: lock })
@@ -133,34 +164,56 @@ impl Stage {
     /// What a command on a node writes; an error with its words when it fails.
     pub fn output<I: AsRef<OsStr>>(&self, node: &str, argv: impl IntoIterator<Item = I>) -> Result<String> {
         let mut command = self.on(node, argv);
-        let output = command.stdin(Stdio::null()).output().with_context(|| format!("{command:?}"))?;
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("{command:?}"))?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
-            bail!("{}", [complaint.trim(), said.trim()].join(" ").trim().trim_start_matches("mosix: "));
+            bail!(
+                "{}",
+                [complaint.trim(), said.trim()]
+                    .join(" ")
+                    .trim()
+                    .trim_start_matches("mosix: ")
+            );
         }
         Ok(said)
     }
 
-    /// Pid of the first process of a job of node n1, once it is there.
-    pub fn pid_of(&self, job: &str) -> Result<i64> {
-        Ok(self.row_of(job)?.context("no such job")?.0)
-    }
-
-    /// Pid and place of the first process of a job of node n1, while there is one.
-    pub fn row_of(&self, job: &str) -> Result<Option<(i64, String)>> {
+    /// Pid of the process that runs `program` in a job of node n1, while there is one.
+    pub fn pid_of(&self, job: &str, program: &str) -> Result<Option<i64>> {
         let all: Value = serde_json::from_str(&self.output("n1", ["mosix", "ps", "--json"])?).context("mosix ps")?;
         let rows = all["processes"].as_array().context("mosix ps: no processes")?;
-        let row = rows.iter().find(|row| row["job"] == job);
-        Ok(row.and_then(|row| Some((row["pid"].as_i64()?, row["where"].as_str()?.to_owned()))))
+        let row = rows.iter().find(|row| row["job"] == job && row["program"] == program);
+        Ok(row.and_then(|row| row["pid"].as_i64()))
+    }
+
+    /// The same, waiting for it to start.
+    pub fn started(&self, job: &str, program: &str) -> Result<i64> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(pid) = self.pid_of(job, program)? {
+                return Ok(pid);
+            }
+            ensure!(Instant::now() < deadline, "{program} did not start within 20 s");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Moves a process of node n1; the outcome is what mosix reports.
     pub fn migrate(&self, pid: i64, to: &str) -> Result<Move> {
         let pid = pid.to_string();
-        let output = self.on("n1", ["mosix", "migrate", "--json", &pid, to]).output().context("mosix migrate")?;
+        let output = self
+            .on("n1", ["mosix", "migrate", "--json", &pid, to])
+            .output()
+            .context("mosix migrate")?;
         let said: Value = serde_json::from_slice(&output.stdout).with_context(|| {
-            format!("mosix migrate {pid} {to}: {}", String::from_utf8_lossy(&output.stderr).trim())
+            format!(
+                "mosix migrate {pid} {to}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            )
         })?;
         if let Some(text) = said["error"]["text"].as_str() {
             bail!("mosix migrate {pid} {to}: {text}");
@@ -241,7 +294,10 @@ impl Ground {
                 std::process::exit(128 + signal as i32);
             }
         };
-        std::thread::Builder::new().name("signals".into()).spawn(watch).context("a thread for signals")?;
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(watch)
+            .context("a thread for signals")?;
         Ok(())
     }
 }

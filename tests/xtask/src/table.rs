@@ -3,8 +3,14 @@
 /// Lays out `rows` under `head`; the first `left` columns are aligned left, the others right.
 pub fn layout(head: &[&str], rows: &[Vec<String>], left: usize) -> String {
     let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(head.get(column).map(|cell| cell.chars().count())).max().unwrap_or(0)
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count());
+        cells
+            .chain(head.get(column).map(|cell| cell.chars().count()))
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
@@ -45,7 +51,10 @@ mod tests {
 
     #[test]
     fn columns_line_up() {
-        let rows = [vec!["xz".to_owned(), "1.25".to_owned()], vec!["python3".to_owned(), "10".to_owned()]];
+        let rows = [
+            vec!["xz".to_owned(), "1.25".to_owned()],
+            vec!["python3".to_owned(), "10".to_owned()],
+        ];
         let text = layout(&["WHAT", "RATIO"], &rows, 1);
         assert_eq!(text, "  WHAT     RATIO\n  xz        1.25\n  python3     10\n");
     }
