@@ -5,9 +5,9 @@
 //! deputy sees a call, every argument is compared with the table: pointers lie in the buffer with all the bytes that the
 //! kernel may touch, or are null or [`BAD_POINTER`]; everything else is no pointer; nested pointers alike.
 
-use super::BAD_POINTER;
 use super::marshal::{NFDS, bytes, fd_set_bytes, option_is_unportable, request};
 use super::table::{Arg, Row};
+use super::{BAD_ADDRESS, BAD_POINTER};
 use mosix_wire::call::{Call, Place};
 
 /// Bytes of struct msghdr and struct mmsghdr.
@@ -27,7 +27,7 @@ pub struct View<'a> {
 pub enum Target {
     /// Null.
     Null,
-    /// [`BAD_POINTER`]: faults at home as it does in the guest.
+    /// [`BAD_POINTER`] or [`BAD_ADDRESS`]: faults at home as it does in the guest.
     Bad,
     /// Offset in the buffer.
     At(u64),
@@ -65,7 +65,7 @@ impl<'a> View<'a> {
             (true, offset) if offset < self.size() => Ok(Target::At(offset)),
             (true, _) => Err("pointer outside the buffer"),
             (false, 0) => Ok(Target::Null),
-            (false, BAD_POINTER) => Ok(Target::Bad),
+            (false, BAD_POINTER | BAD_ADDRESS) => Ok(Target::Bad),
             (false, _) => Err("address that is not the buffer's"),
         }
     }
@@ -143,7 +143,7 @@ impl<'a> View<'a> {
             Arg::In(size) | Arg::InOut(size) | Arg::InOutAlways(size) | Arg::Out(size) => {
                 self.pointer(i, bytes(size, args))
             }
-            Arg::Data(count) | Arg::Room(count) => self.pointer(i, Some(self.value(count))),
+            Arg::Data(count) | Arg::Room(count) | Arg::Whole(count) => self.pointer(i, Some(self.value(count))),
             Arg::Items(count, each) => self.pointer(i, Some(u64::from(self.value(count) as u32) * u64::from(each))),
             Arg::IovIn(count) | Arg::IovOut(count) => self.iov(self.arg(i)?, self.value(count)),
             Arg::MsgIn | Arg::MsgOut => self.messages(self.arg(i)?, 1, MSGHDR),
@@ -173,7 +173,10 @@ impl<'a> View<'a> {
                     Err("signal mask for a deputy")
                 }
             }
-            Arg::MsgBufIn(size) | Arg::MsgBufOut(size) => self.pointer(i, self.value(size).checked_add(8)),
+            // A negative size is refused by the kernel once it has read the type.
+            Arg::MsgBufIn(size) | Arg::MsgBufOut(size) => {
+                self.pointer(i, Some(8 + u64::try_from(self.value(size) as i64).unwrap_or(0)))
+            }
             Arg::By { selector, list } => match request(list, self.value(selector)) {
                 Some(known) if !matches!(known.arg, Arg::By { .. }) => self.argument(i, known.arg),
                 _ => Err("unknown request"),

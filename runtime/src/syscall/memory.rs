@@ -24,6 +24,16 @@ pub trait GuestMemory {
     /// [`Fault`] when a byte is not readable.
     fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Fault>;
 
+    /// Fills `buf` from `addr` as far as memory can be read; returns how many bytes.
+    fn read_some(&self, addr: u64, buf: &mut [u8]) -> usize {
+        if self.read(addr, buf).is_ok() {
+            return buf.len();
+        }
+        let good = self.prefix(addr, buf.len() as u64) as usize;
+        let Some(head) = buf.get_mut(..good) else { return 0 };
+        if self.read(addr, head).is_ok() { good } else { 0 }
+    }
+
     /// Writes `data` to `addr`. Some of it may be written before a fault is found, as the kernel does.
     ///
     /// # Errors
@@ -32,8 +42,9 @@ pub trait GuestMemory {
 
     /// How many bytes from `addr` on are accessible, at most `len`.
     ///
-    /// The default reads the first and the last byte and, only when the last one faults, one byte per page. It proves that
-    /// pages are mapped, not that they are writable; a memory that knows its mappings should know better.
+    /// The default reads the first and the last byte and, only when the last one faults, looks at every page. It proves that
+    /// pages are mapped, not that they are writable, and overlooks a hole in the middle: a fault then shows when the range
+    /// is used. A memory that knows its mappings should know better.
     fn accessible(&self, addr: u64, len: u64, _write: bool) -> u64 {
         let mut byte = [0];
         if len == 0 || addr >= TASK_END || self.read(addr, &mut byte).is_err() {
@@ -41,13 +52,21 @@ pub trait GuestMemory {
         }
         let len = len.min(TASK_END - addr);
         if self.read(addr + len - 1, &mut byte).is_ok() {
-            return len;
+            len
+        } else {
+            self.prefix(addr, len)
         }
-        let mut page = (addr & !(PAGE - 1)) + PAGE;
-        while page < addr + len && self.read(page, &mut byte).is_ok() {
-            page += PAGE;
+    }
+
+    /// How many bytes from `addr` on are readable, at most `len`: one byte of every page is read.
+    fn prefix(&self, addr: u64, len: u64) -> u64 {
+        let mut byte = [0];
+        let len = len.min(TASK_END.saturating_sub(addr));
+        let mut at = addr;
+        while at < addr + len && self.read(at, &mut byte).is_ok() {
+            at = (at & !(PAGE - 1)) + PAGE;
         }
-        (page - addr).min(len)
+        at.saturating_sub(addr).min(len)
     }
 
     /// Reads a C string: its bytes without the NUL, or `None` when there is no NUL among the first `room` bytes.
@@ -84,6 +103,10 @@ pub trait GuestMemory {
 impl<M: GuestMemory + ?Sized> GuestMemory for &M {
     fn read(&self, addr: u64, buf: &mut [u8]) -> Result<(), Fault> {
         (**self).read(addr, buf)
+    }
+
+    fn read_some(&self, addr: u64, buf: &mut [u8]) -> usize {
+        (**self).read_some(addr, buf)
     }
 
     fn write(&self, addr: u64, data: &[u8]) -> Result<(), Fault> {

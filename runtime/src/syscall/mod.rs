@@ -28,3 +28,6 @@ pub mod table;
 /// The address that stands for every bad guest pointer on the wire. Page zero is never mapped, so home's kernel itself
 /// finds the fault, at the same point and in the same order of checks as it would have for the program's own pointer.
 pub const BAD_POINTER: u64 = 16;
+
+/// As [`BAD_POINTER`], for addresses that no user process can have: the kernel refuses these before it does anything.
+pub const BAD_ADDRESS: u64 = 1 << 63;

@@ -12,6 +12,7 @@ pub mod fdpass;
 pub mod probe;
 pub mod procmem;
 pub mod ptrace;
+pub mod reach;
 pub mod seccomp;
 pub mod session;
 pub mod shared;

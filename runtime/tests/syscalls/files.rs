@@ -18,7 +18,11 @@ pub fn by_path(g: &Guest, dir: &str) {
     let fd = g.ok("open", [path("a"), (O_CREAT | O_RDWR) as u64, 0o600]);
     let text = g.put(b"hello world");
     assert_eq!(g.ok("write", [fd, text, 11]), 11);
-    for (call, args) in [("stat", [path("a"), stat]), ("lstat", [path("a"), stat]), ("fstat", [fd, stat])] {
+    for (call, args) in [
+        ("stat", [path("a"), stat]),
+        ("lstat", [path("a"), stat]),
+        ("fstat", [fd, stat]),
+    ] {
         g.ok(call, args);
         assert_eq!(g.word(stat + 48), 11, "{call}: st_size");
     }
@@ -56,7 +60,10 @@ pub fn by_path(g: &Guest, dir: &str) {
     assert_eq!(g.ok("readlinkat", [CWD, path("m"), link, 3]), 3);
     g.ok("rename", [path("b"), path("b2")]);
     g.ok("renameat", [CWD, path("b2"), CWD, path("b3")]);
-    g.ok("renameat2", [CWD, path("b3"), CWD, path("b4"), u64::from(RENAME_NOREPLACE)]);
+    g.ok(
+        "renameat2",
+        [CWD, path("b3"), CWD, path("b4"), u64::from(RENAME_NOREPLACE)],
+    );
     g.ok("unlink", [path("b4")]);
     g.ok("unlinkat", [CWD, path("c"), 0]);
     g.ok("mkdir", [path("d"), 0o700]);
@@ -78,7 +85,11 @@ pub fn by_path(g: &Guest, dir: &str) {
     g.ok("futimesat", [CWD, path("a"), g.words(&[12, 0, 22, 0])]);
     g.ok("utimensat", [CWD, path("a"), g.words(&[13, 0, 23, 5]), 0]);
     g.ok("stat", [path("a"), stat]);
-    assert_eq!((g.word(stat + 72), g.word(stat + 88), g.word(stat + 96)), (13, 23, 5), "st_atime, st_mtime");
+    assert_eq!(
+        (g.word(stat + 72), g.word(stat + 88), g.word(stat + 96)),
+        (13, 23, 5),
+        "st_atime, st_mtime"
+    );
     g.ok("utimensat", [CWD, path("a"), 0, 0]);
 
     let fs = g.room(120);
@@ -116,11 +127,23 @@ pub fn by_path(g: &Guest, dir: &str) {
     g.call("flistxattr", [fd, back, 64]);
     g.may("listxattrat", [CWD, path("a"), 0, back, 64], &[ENOSYS, EOPNOTSUPP]);
     g.call("fremovexattr", [fd, name]);
-    g.may("removexattrat", [CWD, path("a"), 0, name], &[ENOSYS, EOPNOTSUPP, ENODATA]);
+    g.may(
+        "removexattrat",
+        [CWD, path("a"), 0, name],
+        &[ENOSYS, EOPNOTSUPP, ENODATA],
+    );
     g.fails("setxattr", [path("a"), g.text(&"x".repeat(300)), value, 5, 0], ERANGE);
     let attr = g.room(64);
-    g.may("file_getattr", [CWD, path("a"), attr, 24, 0], &[ENOSYS, EOPNOTSUPP, ENOTTY, EINVAL]);
-    g.may("file_setattr", [CWD, path("a"), attr, 24, 0], &[ENOSYS, EOPNOTSUPP, ENOTTY, EINVAL, EPERM]);
+    g.may(
+        "file_getattr",
+        [CWD, path("a"), attr, 24, 0],
+        &[ENOSYS, EOPNOTSUPP, ENOTTY, EINVAL],
+    );
+    g.may(
+        "file_setattr",
+        [CWD, path("a"), attr, 24, 0],
+        &[ENOSYS, EOPNOTSUPP, ENOTTY, EINVAL, EPERM],
+    );
     g.ok("close", [fd]);
     g.fails("close", [fd], EBADF);
 }
@@ -144,7 +167,10 @@ pub fn by_descriptor(g: &Guest, dir: &str) {
     assert_eq!(g.get(back, 4), b"defg");
     g.ok("lseek", [fd, 3, SEEK_SET as u64]);
     assert_eq!(g.ok("readv", [fd, backs, 2]), 25);
-    assert_eq!((g.get(back, 2), g.get(back + 8, 5)), (b"ab".to_vec(), b"cdefg".to_vec()));
+    assert_eq!(
+        (g.get(back, 2), g.get(back + 8, 5)),
+        (b"ab".to_vec(), b"cdefg".to_vec())
+    );
     assert_eq!(g.ok("preadv", [fd, backs, 2, 10, 0]), 18);
     assert_eq!(g.ok("preadv2", [fd, backs, 2, 14, 0, 0]), 14);
     g.fails("readv", [fd, backs, 1025], EINVAL);
@@ -178,7 +204,11 @@ pub fn by_descriptor(g: &Guest, dir: &str) {
     g.ok("fadvise64", [fd, 0, 0, 3]);
     g.may("sync_file_range", [fd, 0, 0, 0], &[ESPIPE]);
     g.may("fallocate", [fd, 0, 0, 8192], &[EOPNOTSUPP]);
-    g.may("cachestat", [fd, g.words(&[0, 0]), g.room(40), 0], &[ENOSYS, EOPNOTSUPP]);
+    g.may(
+        "cachestat",
+        [fd, g.words(&[0, 0]), g.room(40), 0],
+        &[ENOSYS, EOPNOTSUPP],
+    );
     let other = g.ok("memfd_create", [g.text("name"), 0]);
     g.fails("memfd_create", [g.text(&"x".repeat(260)), 0], EINVAL);
     let offset = g.words(&[0]);

@@ -19,7 +19,12 @@ pub fn process(g: &Guest) {
     g.ok("getresuid", [a, b, c]);
     assert_eq!((g.int(a) as u64, g.int(c) as u64), (own.0, own.0));
     g.ok("getresgid", [a, b, c]);
-    for (call, id) in [("setuid", own.0), ("setgid", own.1), ("setfsuid", own.0), ("setfsgid", own.1)] {
+    for (call, id) in [
+        ("setuid", own.0),
+        ("setgid", own.1),
+        ("setfsuid", own.0),
+        ("setfsgid", own.1),
+    ] {
         g.ok(call, [id]);
     }
     for (call, id) in [("setreuid", own.0), ("setregid", own.1)] {
@@ -104,7 +109,10 @@ pub fn process(g: &Guest) {
 
 /// The identity this test runs under, which the deputy shares.
 fn identity() -> (u64, u64) {
-    (u64::from(nix::unistd::getuid().as_raw()), u64::from(nix::unistd::getgid().as_raw()))
+    (
+        u64::from(nix::unistd::getuid().as_raw()),
+        u64::from(nix::unistd::getgid().as_raw()),
+    )
 }
 
 pub fn time(g: &Guest) {
@@ -150,9 +158,17 @@ pub fn ipc(g: &Guest) {
     g.ok("semctl", [sem, 0, 16, 5]);
     assert_eq!(g.ok("semctl", [sem, 0, 12, 0]), 5);
     // Semaphore 0 down by 2, semaphore 1 up by 1.
-    let ops = g.put(&[0i16, -2, 0, 1, 1, 0].iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>());
+    let ops = g.put(
+        &[0i16, -2, 0, 1, 1, 0]
+            .iter()
+            .flat_map(|n| n.to_le_bytes())
+            .collect::<Vec<_>>(),
+    );
     g.ok("semop", [sem, ops, 2]);
-    assert_eq!((g.ok("semctl", [sem, 0, 12, 0]), g.ok("semctl", [sem, 1, 12, 0])), (3, 1));
+    assert_eq!(
+        (g.ok("semctl", [sem, 0, 12, 0]), g.ok("semctl", [sem, 1, 12, 0])),
+        (3, 1)
+    );
     let wait = g.put(&[0i16, -9, 0].iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>());
     g.fails("semtimedop", [sem, wait, 1, g.words(&[0, 1_000_000])], EAGAIN);
     g.fails("semop", [sem, ops, 1 << 20], E2BIG);

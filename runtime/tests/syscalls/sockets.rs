@@ -49,7 +49,16 @@ pub fn sockets(g: &Guest, dir: &str) {
     g.fails("recvfrom", [server, back, 64, MSG_DONTWAIT as u64, 0, 0], EAGAIN);
 
     // A descriptor travels in a control message and arrives under home's number.
-    let rights = g.put(&[&20u64.to_le_bytes()[..], &1i32.to_le_bytes(), &1i32.to_le_bytes(), &(listener as i32).to_le_bytes(), &[0; 4]].concat());
+    let rights = g.put(
+        &[
+            &20u64.to_le_bytes()[..],
+            &1i32.to_le_bytes(),
+            &1i32.to_le_bytes(),
+            &(listener as i32).to_le_bytes(),
+            &[0; 4],
+        ]
+        .concat(),
+    );
     let iov = g.words(&[text, 2, text + 2, 3]);
     let sent = message(g, (0, 0), (iov, 2), (rights, 24));
     assert_eq!(g.ok("sendmsg", [client, sent, 0]), 5);
@@ -57,16 +66,25 @@ pub fn sockets(g: &Guest, dir: &str) {
     let into = g.words(&[data, 3, data + 16, 10]);
     let received = message(g, (0, 0), (into, 2), (control, 64));
     assert_eq!(g.ok("recvmsg", [server, received, 0]), 5);
-    assert_eq!((g.get(data, 4), g.get(data + 16, 3)), (b"hel\0".to_vec(), b"lo\0".to_vec()));
+    assert_eq!(
+        (g.get(data, 4), g.get(data + 16, 3)),
+        (b"hel\0".to_vec(), b"lo\0".to_vec())
+    );
     assert_eq!(g.word(received + 40), 24, "msg_controllen");
     let fd = g.int(control + 16);
     let accepts = g.put(&4u32.to_le_bytes());
     let option = g.room(4);
-    g.ok("getsockopt", [fd as u64, SOL_SOCKET as u64, SO_ACCEPTCONN as u64, option, accepts]);
+    g.ok(
+        "getsockopt",
+        [fd as u64, SOL_SOCKET as u64, SO_ACCEPTCONN as u64, option, accepts],
+    );
     assert_eq!(g.int(option), 1, "the descriptor is the listening socket");
 
     // Datagrams with addresses, several at once.
-    let (a_path, a) = (format!("{dir}/a"), g.ok("socket", [AF_UNIX as u64, SOCK_DGRAM as u64, 0]));
+    let (a_path, a) = (
+        format!("{dir}/a"),
+        g.ok("socket", [AF_UNIX as u64, SOCK_DGRAM as u64, 0]),
+    );
     let b = g.ok("socket", [AF_UNIX as u64, SOCK_DGRAM as u64, 0]);
     let a_name = unix(&a_path);
     g.ok("bind", [a, g.put(&a_name), a_name.len() as u64]);
@@ -99,14 +117,25 @@ pub fn sockets(g: &Guest, dir: &str) {
     assert_eq!(g.int(batch + 128 + 56), 77, "a message that was not received");
     assert_eq!(g.ok("sendto", [b, text, 4, 0, to.0, to.1]), 4);
     let (from, from_len) = (g.room(128), g.put(&128u32.to_le_bytes()));
-    assert_eq!(g.ok("recvfrom", [a, back, 2, MSG_TRUNC as u64, from, from_len]), 4, "MSG_TRUNC tells the true length");
+    assert_eq!(
+        g.ok("recvfrom", [a, back, 2, MSG_TRUNC as u64, from, from_len]),
+        4,
+        "MSG_TRUNC tells the true length"
+    );
     assert_eq!(g.get(from, b_name.len()), b_name);
 
     let value = g.put(&4096u32.to_le_bytes());
     g.ok("setsockopt", [client, SOL_SOCKET as u64, SO_RCVBUF as u64, value, 4]);
-    g.ok("getsockopt", [client, SOL_SOCKET as u64, SO_RCVBUF as u64, option, accepts]);
+    g.ok(
+        "getsockopt",
+        [client, SOL_SOCKET as u64, SO_RCVBUF as u64, option, accepts],
+    );
     assert!(g.int(option) >= 4096);
-    g.fails("setsockopt", [client, SOL_SOCKET as u64, SO_RCVBUF as u64, value, 3], EINVAL);
+    g.fails(
+        "setsockopt",
+        [client, SOL_SOCKET as u64, SO_RCVBUF as u64, value, 3],
+        EINVAL,
+    );
     let pair = g.room(8);
     g.ok("socketpair", [AF_UNIX as u64, SOCK_STREAM as u64, 0, pair]);
     g.ok("shutdown", [g.int(pair) as u64, SHUT_WR as u64]);
@@ -117,9 +146,22 @@ pub fn waiting(g: &Guest, dir: &str) {
     let pair = g.room(8);
     g.ok("pipe", [pair]);
     let (r, w) = (g.int(pair) as u64, g.int(pair + 4) as u64);
-    let fds = g.put(&[&(r as i32).to_le_bytes()[..], &POLLIN.to_le_bytes(), &[0xff; 2], &(w as i32).to_le_bytes(), &POLLOUT.to_le_bytes(), &[0; 2]].concat());
+    let fds = g.put(
+        &[
+            &(r as i32).to_le_bytes()[..],
+            &POLLIN.to_le_bytes(),
+            &[0xff; 2],
+            &(w as i32).to_le_bytes(),
+            &POLLOUT.to_le_bytes(),
+            &[0; 2],
+        ]
+        .concat(),
+    );
     assert_eq!(g.ok("poll", [fds, 2, 0]), 1);
-    assert_eq!((g.get(fds + 6, 2), g.get(fds + 14, 2)), (vec![0, 0], POLLOUT.to_le_bytes().to_vec()));
+    assert_eq!(
+        (g.get(fds + 6, 2), g.get(fds + 14, 2)),
+        (vec![0, 0], POLLOUT.to_le_bytes().to_vec())
+    );
     g.ok("write", [w, g.put(b"x"), 1]);
     let short = g.words(&[0, 1_000_000]);
     assert_eq!(g.ok("ppoll", [fds, 2, short, 0, 8]), 2);
@@ -143,7 +185,10 @@ pub fn waiting(g: &Guest, dir: &str) {
         ("epoll_pwait2", [epoll, events, 8, short, 0, 8]),
     ] {
         assert_eq!(g.ok(call, args), 1, "{call}");
-        assert_eq!((g.int(events), g.word(events + 4), g.get(events + 12, 1)[0]), (EPOLLIN, 0xabcd, 0xee));
+        assert_eq!(
+            (g.int(events), g.word(events + 4), g.get(events + 12, 1)[0]),
+            (EPOLLIN, 0xabcd, 0xee)
+        );
     }
     g.fails("epoll_wait", [epoll, events, 0, 0], EINVAL);
     // More room than memory: as many as fit are asked for.

@@ -13,15 +13,18 @@ pub use builder::{Builder, Ids, Span, Spot, TooLarge};
 pub use scatter::{BadReply, Piece, Scatter};
 pub use sockets::option_is_unportable;
 
-use super::BAD_POINTER;
 use super::emulate;
 use super::memory::{GuestMemory, TASK_END};
 use super::table::{Arg, Request, Row, Size};
+use super::{BAD_ADDRESS, BAD_POINTER};
 use mosix_wire::call::Call;
 use mosix_wire::limits;
 
 /// Most bytes that one read or write moves (MAX_RW_COUNT); the kernel shortens longer ones.
 pub const MAX_RW: u64 = 0x7fff_f000;
+
+/// Most room of a [`Arg::Whole`] output: POSIX queues allow 16 MiB messages, everything else is smaller.
+pub const WHOLE: u64 = 16 << 20;
 
 /// Most pollfds, and descriptors in an fd_set: the largest RLIMIT_NOFILE a kernel allows by default.
 pub const NFDS: u64 = 1 << 20;
@@ -68,6 +71,7 @@ impl From<TooLarge> for Stop {
 /// `args` are the register arguments as the notification shows them.
 pub fn gather(row: &Row, args: [u64; 6], mem: &impl GuestMemory, ids: Ids) -> Gathered {
     let mut gather = Gather {
+        nr: row.nr,
         mem,
         ids,
         b: Builder::new(args),
@@ -81,7 +85,7 @@ pub fn gather(row: &Row, args: [u64; 6], mem: &impl GuestMemory, ids: Ids) -> Ga
         }
     }
     let temp_mask = gather.temp_mask;
-    match gather.b.finish(ids, row.nr) {
+    match gather.b.finish(ids, gather.nr) {
         Ok((call, payload, scatter)) => Gathered::Forward(Box::new(Forward {
             call,
             payload,
@@ -126,7 +130,19 @@ pub(super) fn fd_set_bytes(nfds: u64) -> Option<u64> {
     }
 }
 
+/// The bad address that stands for one with `len` bytes.
+pub(super) fn bad_pointer(addr: u64, len: u64) -> u64 {
+    if is_user(addr, len) { BAD_POINTER } else { BAD_ADDRESS }
+}
+
+/// Whether the kernel takes the range for a user's (access_ok), mapped or not.
+pub(super) fn is_user(addr: u64, len: u64) -> bool {
+    addr <= TASK_END && len <= TASK_END - addr
+}
+
 struct Gather<'a, M> {
+    /// The call that is sent.
+    nr: u32,
     mem: &'a M,
     ids: Ids,
     b: Builder,
@@ -139,7 +155,12 @@ impl<M: GuestMemory> Gather<'_, M> {
     }
 
     fn bad(&mut self, arg: u8) {
-        self.b.args[usize::from(arg)] = BAD_POINTER;
+        self.bad_range(arg, 1);
+    }
+
+    /// Replaces a pointer to `len` bytes by one that is bad in the same way.
+    fn bad_range(&mut self, arg: u8, len: u64) {
+        self.b.args[usize::from(arg)] = bad_pointer(self.value(arg), len);
     }
 
     fn argument(&mut self, i: u8, arg: Arg) -> Result<(), Stop> {
@@ -181,6 +202,7 @@ impl<M: GuestMemory> Gather<'_, M> {
             Arg::Out(size) => self.out(i, size),
             Arg::Data(count) => self.data(i, count),
             Arg::Room(count) => self.result_room(i, count),
+            Arg::Whole(count) => self.whole(i, count),
             Arg::Items(count, each) => self.items(i, count, each),
             Arg::IovIn(count) => self.iov(i, count, false),
             Arg::IovOut(count) => self.iov(i, count, true),
@@ -305,14 +327,14 @@ impl<M: GuestMemory> Gather<'_, M> {
         let addr = self.value(i);
         if len > limits::CALL_BUFFER as u64 {
             // A length that no user address range has fails at home as it would have failed here.
-            if addr >= TASK_END || len > TASK_END - addr {
-                self.bad(i);
+            if !is_user(addr, len) {
+                self.bad_range(i, len);
                 return Ok(());
             }
             return Err(TooLarge.into());
         }
         if len == 0 {
-            self.bad(i);
+            self.bad_range(i, 0);
             return Ok(());
         }
         let mut copy = vec![0; len as usize];
@@ -344,7 +366,7 @@ impl<M: GuestMemory> Gather<'_, M> {
     /// How much of `[addr, addr + len)` the call can use: what the kernel would move before it finds a fault.
     fn usable(&self, addr: u64, len: u64, write: bool) -> u64 {
         // The kernel checks the whole range against the end of user addresses first.
-        if (len as i64) < 0 || addr >= TASK_END || len > TASK_END - addr {
+        if !is_user(addr, len) {
             return 0;
         }
         self.mem.accessible(addr, len.min(MAX_RW), write)
@@ -354,38 +376,81 @@ impl<M: GuestMemory> Gather<'_, M> {
         let (addr, len) = (self.value(i), self.value(count));
         let usable = self.usable(addr, len, false);
         if usable == 0 {
-            self.bad(i);
+            self.bad_range(i, len);
             return Ok(());
         }
         if usable > limits::CALL_BUFFER as u64 {
             return Err(TooLarge.into());
         }
         let mut copy = vec![0; usable as usize];
-        if self.mem.read(addr, &mut copy).is_err() {
-            // Another thread unmapped it meanwhile, or a hole in the middle.
-            self.bad(i);
+        let done = self.mem.read_some(addr, &mut copy);
+        copy.truncate(done);
+        if copy.is_empty() {
+            self.bad_range(i, len);
             return Ok(());
         }
+        let usable = copy.len() as u64;
         let at = self.b.input(&copy, data_align(addr, usable))?;
-        self.b.point_arg(i, at);
-        self.b.args[usize::from(count)] = usable;
-        Ok(())
+        self.cut(i, count, at, usable, len)
     }
 
     fn result_room(&mut self, i: u8, count: u8) -> Result<(), Stop> {
-        let (addr, len) = (self.value(i), self.value(count));
+        let (addr, mut len) = (self.value(i), self.value(count));
+        if matches!(i64::from(self.nr), libc::SYS_getdents | libc::SYS_getdents64) {
+            // An `unsigned int` that the kernel keeps in an `int`: no room when it is negative.
+            len = u64::try_from(len as i32).unwrap_or(0);
+        }
         let usable = self.usable(addr, len, true);
         if usable == 0 {
-            self.bad(i);
+            self.bad_range(i, len);
             return Ok(());
         }
         if usable > limits::CALL_BUFFER as u64 {
             return Err(TooLarge.into());
         }
         let at = self.b.room(usable, data_align(addr, usable))?;
-        self.b.point_arg(i, at);
         self.b.output(at, usable as u32, Span::Result, Piece::one(addr, usable));
-        self.b.args[usize::from(count)] = usable;
+        self.cut(i, count, at, usable, len)
+    }
+
+    /// Makes argument `i` point to the `usable` bytes of `len` at `at`. What the call does when it reaches the fault is up
+    /// to the file (a pipe moves less, a datagram fails), so reads and writes are sent with a vector that faults there.
+    fn cut(&mut self, i: u8, count: u8, at: Spot, usable: u64, len: u64) -> Result<(), Stop> {
+        let vector = match i64::from(self.nr) {
+            libc::SYS_read => libc::SYS_readv,
+            libc::SYS_write => libc::SYS_writev,
+            libc::SYS_pread64 => libc::SYS_preadv,
+            libc::SYS_pwrite64 => libc::SYS_pwritev,
+            _ => 0,
+        };
+        let len = len.min(MAX_RW);
+        if usable == len || vector == 0 {
+            self.b.point_arg(i, at);
+            self.b.args[usize::from(count)] = usable;
+            return Ok(());
+        }
+        let entries = self.entries(&[(Ok(at), usable), (Err(BAD_POINTER), len - usable)])?;
+        self.b.point_arg(i, entries);
+        self.b.args[usize::from(count)] = 2;
+        // preadv and pwritev: the position is one argument on this architecture, the next is not looked at.
+        self.b.args[4] = 0;
+        self.nr = vector as u32;
+        Ok(())
+    }
+
+    /// An output whose room must not be cut: the call judges its size. A fault shows when the result is written.
+    fn whole(&mut self, i: u8, count: u8) -> Result<(), Stop> {
+        let (addr, len) = (self.value(i), self.value(count));
+        if len == 0 || self.usable(addr, len.min(8), true) == 0 {
+            self.bad_range(i, len);
+            return Ok(());
+        }
+        // More than the largest result of any such call (xattr, path, message): the rest of the room is never used.
+        let room = len.min(WHOLE);
+        let at = self.b.room(room, 8)?;
+        self.b.point_arg(i, at);
+        self.b.output(at, room as u32, Span::Result, Piece::one(addr, room));
+        self.b.args[usize::from(count)] = room;
         Ok(())
     }
 
@@ -422,11 +487,12 @@ impl<M: GuestMemory> Gather<'_, M> {
 
     fn msgbuf_in(&mut self, i: u8, size: u8) -> Result<(), Stop> {
         let len = self.value(size);
-        if len as i64 >= 0 && len <= limits::CALL_BUFFER as u64 {
+        if len <= limits::CALL_BUFFER as u64 {
             self.region(i, 8 + len, None)
         } else {
-            self.bad(i);
-            Ok(())
+            // Longer than any message: only the type is read before the kernel says so.
+            self.b.args[usize::from(size)] = u64::MAX;
+            self.region(i, 8, None)
         }
     }
 

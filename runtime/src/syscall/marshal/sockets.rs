@@ -1,10 +1,8 @@
 //! Socket addresses, options and messages.
 
-use super::vectors::{Vector, u32_at, u64_at};
-use super::{Gather, Piece, Span, Spot, Stop};
-use crate::syscall::BAD_POINTER;
+use super::vectors::{u32_at, u64_at};
+use super::{Gather, Piece, Span, Spot, Stop, bad_pointer};
 use crate::syscall::memory::GuestMemory;
-use crate::syscall::table::Size;
 
 /// sizeof(struct sockaddr_storage): the longest address.
 pub const NAME: u64 = 128;
@@ -16,6 +14,8 @@ pub const MMSGHDR: usize = 64;
 pub const MESSAGES: u64 = 64;
 /// Most bytes of control messages; the kernel's own bound (optmem_max) is 20 to 128 KiB.
 pub const CONTROL: u64 = 1 << 20;
+/// What most options read of their value at most: a struct timeval.
+const OPTION_READ: usize = 16;
 /// Most bytes of an option's value.
 pub const OPTION: u64 = 1 << 20;
 
@@ -78,12 +78,11 @@ impl<M: GuestMemory> Gather<'_, M> {
             self.bad(i);
             return Ok(());
         };
-        let room = self.usable(addr, room, true);
-        if room == 0 {
+        // The true name may be shorter than the room: only what is written can fault.
+        if self.usable(addr, room.min(1), true) == 0 {
             self.bad(i);
             return Ok(());
         }
-        self.b.set_u32(length, room as u32);
         let at = self.b.room(room, 8)?;
         self.b.point_arg(i, at);
         self.b
@@ -93,7 +92,18 @@ impl<M: GuestMemory> Gather<'_, M> {
 
     /// A length whose address argument was null: the argument before did not take it.
     pub(super) fn name_len(&mut self, i: u8) -> Result<(), Stop> {
-        if self.b.args[usize::from(i) - 1] == 0 {
+        let without_name = self.b.args[usize::from(i) - 1] == 0;
+        if without_name
+            && !matches!(
+                i64::from(self.nr),
+                libc::SYS_getsockname | libc::SYS_getpeername | libc::SYS_getsockopt
+            )
+        {
+            // accept and recvfrom do not look at it.
+            self.b.args[usize::from(i)] = 0;
+            return Ok(());
+        }
+        if without_name {
             self.length_behind(i, NAME).map(|_| ())
         } else {
             Ok(())
@@ -105,7 +115,17 @@ impl<M: GuestMemory> Gather<'_, M> {
             return Err(Stop::ComeHome("socket option with pointers"));
         }
         match self.value(4) as i32 {
-            n if n > 0 && n as u64 <= OPTION => self.fixed(i, Size::Fixed(n as u32), None),
+            n if n > 0 && n as u64 <= OPTION => {
+                // The kernel reads as much as the option has; a program may claim more than it owns.
+                let mut copy = vec![0; n as usize];
+                if self.mem.read_some(self.value(i), &mut copy) < copy.len().min(OPTION_READ) {
+                    self.bad_range(i, n as u64);
+                    return Ok(());
+                }
+                let at = self.b.input(&copy, 8)?;
+                self.b.point_arg(i, at);
+                Ok(())
+            }
             n if n > 0 => Err(Stop::ComeHome("socket option longer than a call may carry")),
             _ => {
                 self.bad(i);
@@ -123,18 +143,12 @@ impl<M: GuestMemory> Gather<'_, M> {
             self.bad(i);
             return Ok(());
         };
-        let room = self.usable(addr, room, true);
-        if room == 0 {
-            self.bad(i);
-            return Ok(());
-        }
-        // Some options read their value before they write it.
+        // Some options read their value before they write it; none needs all of the room.
         let mut copy = vec![0; room as usize];
-        if self.mem.read(addr, &mut copy).is_err() {
-            self.bad(i);
+        if self.mem.read_some(addr, &mut copy) == 0 {
+            self.bad_range(i, room);
             return Ok(());
         }
-        self.b.set_u32(length, room as u32);
         let at = self.b.input(&copy, 8)?;
         self.b.point_arg(i, at);
         self.b
@@ -199,18 +213,16 @@ impl<M: GuestMemory> Gather<'_, M> {
 
         // Name. The kernel ignores the length without a name and shortens it to sockaddr_storage.
         let name_len = if name == 0 { 0 } else { name_len.min(NAME as i32) };
-        self.b.set_u64(at, if name == 0 { 0 } else { BAD_POINTER });
+        self.b.set_u64(at, if name == 0 { 0 } else { bad_pointer(name, 1) });
         self.b.set_u32(at.plus(8), name_len as u32);
         if name != 0 && name_len > 0 {
             let len = name_len as u64;
             if receive {
-                let room = self.usable(name, len, true);
-                if room > 0 {
-                    let part = self.b.room(room, 8)?;
-                    self.b.set_u32(at.plus(8), room as u32);
+                if self.usable(name, 1, true) > 0 {
+                    let part = self.b.room(len, 8)?;
                     self.b.point_at(at, part);
                     self.b
-                        .output(part, room as u32, Span::LengthAt(at.plus(8)), piece(name, room));
+                        .output(part, len as u32, Span::LengthAt(at.plus(8)), piece(name, len));
                 }
             } else {
                 let mut copy = vec![0; len as usize];
@@ -222,44 +234,34 @@ impl<M: GuestMemory> Gather<'_, M> {
         }
 
         // Data.
-        self.b.set_u64(at.plus(16), BAD_POINTER);
-        match self.vector(iov, iov_len, receive, true) {
-            Vector::Bad(count, None) => self.b.set_u64(at.plus(24), count),
-            Vector::Bad(_, Some(len)) => {
-                let entry = self.entry(None, len)?;
-                self.b.point_at(at.plus(16), entry);
-                self.b.set_u64(at.plus(24), 1);
-            }
-            Vector::Empty => self.b.set_u64(at.plus(24), 0),
-            Vector::Ranges(ranges, total) => {
-                let part = self.vector_part(&ranges, total, receive)?;
-                let entry = self.entry(part, total)?;
-                self.b.point_at(at.plus(16), entry);
-                self.b.set_u64(at.plus(24), 1);
-                if let Some(part) = part
-                    && receive
-                {
-                    let span = match index {
-                        // recvmmsg: the message's own msg_len, which follows its header.
-                        Some(_) => Span::LengthAt(at.plus(MSGHDR as u32)),
-                        None => Span::Result,
-                    };
-                    self.b.output(
-                        part,
-                        total as u32,
-                        span,
-                        Piece {
-                            to: ranges,
-                            above: index,
-                        },
-                    );
-                }
-            }
+        let sent = self.vector_entries(iov, iov_len, receive)?;
+        self.b.set_u64(at.plus(16), bad_pointer(iov, 16));
+        if let Some(entries) = sent.entries {
+            self.b.point_at(at.plus(16), entries);
+        }
+        self.b.set_u64(at.plus(24), sent.count);
+        if let Some((part, ranges, total)) = sent.data
+            && receive
+        {
+            let span = match index {
+                // recvmmsg: the message's own msg_len, which follows its header.
+                Some(_) => Span::LengthAt(at.plus(MSGHDR as u32)),
+                None => Span::Result,
+            };
+            self.b.output(
+                part,
+                total as u32,
+                span,
+                Piece {
+                    to: ranges,
+                    above: index,
+                },
+            );
         }
 
         // Control messages: descriptors in them are home's own numbers.
-        let control_len = if control == 0 { 0 } else { control_len };
-        self.b.set_u64(at.plus(32), if control == 0 { 0 } else { BAD_POINTER });
+        self.b
+            .set_u64(at.plus(32), if control == 0 { 0 } else { bad_pointer(control, 1) });
         self.b.set_u64(at.plus(40), control_len);
         if control != 0 && control_len > 0 {
             if receive {

@@ -64,10 +64,10 @@ pub(super) const ROWS: &[Row] = &[
     home(
         193,
         "fgetxattr",
-        &[Fd, Str(256, libc::ERANGE), Room(3), Int],
+        &[Fd, Str(256, libc::ERANGE), Whole(3), Int],
         Restart::None,
     ),
-    home(196, "flistxattr", &[Fd, Room(2), Int], Restart::None),
+    home(196, "flistxattr", &[Fd, Whole(2), Int], Restart::None),
     home(199, "fremovexattr", &[Fd, Str(256, libc::ERANGE)], Restart::None),
     home(217, "getdents64", &[Fd, Room(2), Int], Restart::None),
     home(221, "fadvise64", &[Fd, Int, Int, Int], Restart::None),

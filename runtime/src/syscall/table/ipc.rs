@@ -78,7 +78,7 @@ pub(super) const ROWS: &[Row] = &[
     home(
         243,
         "mq_timedreceive",
-        &[Fd, Room(2), Int, Out(Fixed(4)), In(Fixed(16))],
+        &[Fd, Whole(2), Int, Out(Fixed(4)), In(Fixed(16))],
         Restart::Sys,
     ),
     comes_home(

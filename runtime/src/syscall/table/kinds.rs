@@ -196,6 +196,8 @@ pub enum Arg {
     Data(u8),
     /// Out: bytes, the room in this argument, as many as the result says, as read(2) does.
     Room(u8),
+    /// Out: as [`Arg::Room`], for calls that judge the room itself: it is never cut.
+    Whole(u8),
     /// Out: array, its room in this argument in elements of so many bytes, as many as the result says.
     Items(u8, u32),
     /// In: array of iovec, its length in this argument.

@@ -127,7 +127,7 @@ pub(super) const ROWS: &[Row] = &[
     native(186, "gettid", &[], Restart::None).note("true on a host, as getpid"),
     home(203, "sched_setaffinity", &[Int, Int, In(Bytes(1))], Restart::None)
         .partial("applies at home; a body on a host is not pinned"),
-    home(204, "sched_getaffinity", &[Int, Int, Room(1)], Restart::None)
+    home(204, "sched_getaffinity", &[Int, Int, Whole(1)], Restart::None)
         .note("home's CPUs: tables sized at birth stay right"),
     special(
         231,
@@ -139,7 +139,7 @@ pub(super) const ROWS: &[Row] = &[
     home(
         247,
         "waitid",
-        &[Int, Int, InOut(Fixed(128)), Int, InOut(Fixed(144))],
+        &[Int, Int, InOutAlways(Fixed(128)), Int, InOut(Fixed(144))],
         Restart::Sys,
     )
     .partial("CPU time of moved children is missing in the usage"),

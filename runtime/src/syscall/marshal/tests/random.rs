@@ -93,7 +93,7 @@ fn random_calls_make_the_whole_way() {
         prop_oneof![Just(0i64), Just(-4), Just(-514), 0i64..200, Just(i64::from(i32::MAX))],
     );
     let (forwarded, with_outputs) = (Cell::new(0u32), Cell::new(0u32));
-    runner(30_000)
+    runner(12_000)
         .run(&strategy, |(row, args, seed, result)| {
             let mem = Exact(guest(&seed));
             let before = mem.0.pages.borrow().clone();
@@ -102,7 +102,7 @@ fn random_calls_make_the_whole_way() {
             };
             forwarded.set(forwarded.get() + 1);
             prop_assert!(forward.payload.len() <= forward.call.size as usize);
-            if let Err(why) = audit(row, &forward.call, &forward.payload) {
+            if let Err(why) = audit(table::row(forward.call.nr), &forward.call, &forward.payload) {
                 return Err(TestCaseError::fail(format!("{}: own call is refused: {why}", row.name)));
             }
             // The kernel fills every output's room, and lengths with anything.
@@ -113,20 +113,25 @@ fn random_calls_make_the_whole_way() {
                 result
             });
             let end = forward.scatter.apply(&mem, &reply, &payload);
-            prop_assert_eq!(end.ok(), Some(result), "{}: the ranges were accessible", row.name);
+            let fits = |&(addr, len): &(u64, u64)| mem.accessible(addr, len, true) == len;
+            let accessible = forward.scatter.pieces.iter().all(|piece| piece.to.iter().all(fits));
+            let fault = result >= 0 && !accessible && end == Ok(-i64::from(libc::EFAULT));
+            prop_assert!(fault || end == Ok(result), "{}: {end:?} instead of {result}", row.name);
             // Only named ranges changed.
-            let mut allowed = std::collections::HashSet::new();
+            let mut allowed = Vec::new();
             for piece in &forward.scatter.pieces {
-                for &(addr, len) in &piece.to {
-                    allowed.extend(addr..addr + len);
-                }
+                allowed.extend(piece.to.iter().map(|&(addr, len)| addr..addr + len));
             }
             with_outputs.set(with_outputs.get() + u32::from(!allowed.is_empty()));
             for (page, bytes) in mem.0.pages.borrow().iter() {
                 if bytes != &before[page] {
                     for (n, (new, old)) in bytes.iter().zip(&before[page]).enumerate() {
                         let addr = page * PAGE + n as u64;
-                        prop_assert!(new == old || allowed.contains(&addr), "{}: {addr:#x}", row.name);
+                        prop_assert!(
+                            new == old || allowed.iter().any(|range| range.contains(&addr)),
+                            "{}: {addr:#x}",
+                            row.name
+                        );
                     }
                 }
             }
@@ -135,7 +140,7 @@ fn random_calls_make_the_whole_way() {
         .unwrap();
     let (forwarded, with_outputs) = (forwarded.get(), with_outputs.get());
     assert!(
-        forwarded > 15_000 && with_outputs > 3_000,
+        forwarded > 6_000 && with_outputs > 1_200,
         "{forwarded} forwarded, {with_outputs} with outputs"
     );
 }
