@@ -400,6 +400,10 @@ impl<M: GuestMemory> Gather<'_, M> {
             // An `unsigned int` that the kernel keeps in an `int`: no room when it is negative.
             len = u64::try_from(len as i32).unwrap_or(0);
         }
+        if i64::from(self.nr) == libc::SYS_recvfrom {
+            // Shortened before the range is checked, unlike read.
+            len = len.min(MAX_RW);
+        }
         let usable = self.usable(addr, len, true);
         if usable == 0 {
             self.bad_range(i, len);
