@@ -209,14 +209,22 @@ impl Deputy {
         }
     }
 
-    /// A slot whose thread waits for a script, if any thread does.
-    pub fn idle_slot(&self) -> Option<u32> {
-        let idle = |slot: &u32| {
-            self.records
-                .get(*slot as usize)
-                .is_some_and(|record| !matches!(lock(record).state, State::Open(_)))
-        };
-        self.seats().into_iter().map(|(_, slot)| slot).filter(idle).min()
+    /// Runs system calls in any thread that has no open call; calls for that thread wait meanwhile.
+    ///
+    /// # Errors
+    /// [`ScriptError::Busy`] when every thread has an open call; else as [`Window::run`].
+    pub fn run(&self, ops: &[Op], limit: Duration) -> Result<Vec<i64>, ScriptError> {
+        let mut slots: Vec<u32> = self.seats().into_iter().map(|(_, slot)| slot).collect();
+        slots.sort_unstable();
+        for slot in slots {
+            let Some(record) = self.records.get(slot as usize) else { continue };
+            let record = lock(record);
+            if !matches!(record.state, State::Open(_)) {
+                // The lock is held for the whole script: the link reader posts to this slot only under it.
+                return self.window.run(slot, ops, limit);
+            }
+        }
+        Err(ScriptError::Busy(0))
     }
 
     /// The process is gone: the completion thread ends.

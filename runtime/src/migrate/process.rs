@@ -10,11 +10,13 @@ use crate::process::inject::{InjectError, has_window, inject};
 use crate::process::layout::{self, Layout, Unmovable};
 use crate::process::materialise::stop_all;
 use crate::process::restart::Standing;
+use crate::process::window::ScriptError;
 use crate::process::{freeze as freezing, maps, restore};
 use crate::supervisor::engine::Reply;
 use mosix_loader::script::Op;
+use mosix_loader::script::abi::OP_STOP_ON_ERROR;
 use mosix_sys::procmem::ProcMem;
-use mosix_sys::ptrace;
+use mosix_sys::ptrace::{self, Event};
 use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Seq};
 use mosix_wire::image::{ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::job::Place;
@@ -337,29 +339,81 @@ impl Process {
         let Some(deputy) = self.deputy.clone() else { return };
         let mappings = maps::read(self.pid).unwrap_or_default();
         let drop = restore::drop_memory(&mappings);
-        match deputy
-            .idle_slot()
-            .map(|slot| deputy.window().run(slot, &drop, Duration::from_secs(20)))
-        {
-            Some(Ok(_)) => self.dropped = true,
-            Some(Err(error)) => tracing::warn!(pid = self.pid, %error, "memory not dropped"),
-            None => self.dropped = false,
+        match self.run(&drop) {
+            Ok(_) => self.dropped = true,
+            Err(error) => tracing::warn!(pid = self.pid, %error, "memory not dropped"),
         }
         for tid in self.held.clone() {
-            if let Err(error) = harden(tid) {
+            if let Err(error) = harden(tid, &deputy) {
                 tracing::debug!(tid, %error, "thread is gone");
             }
         }
         self.lingering.clear();
     }
 
-    /// Runs system calls in the process: in an idle slot.
-    pub fn run(&self, ops: &[Op]) -> Result<Vec<i64>, crate::process::window::ScriptError> {
+    /// Runs system calls in the process.
+    pub fn run(&self, ops: &[Op]) -> Result<Vec<i64>, ScriptError> {
         let Some(deputy) = &self.deputy else {
             return Ok(Vec::new());
         };
-        let slot = deputy.idle_slot().ok_or(crate::process::window::ScriptError::Busy(0))?;
-        deputy.window().run(slot, ops, Duration::from_secs(20))
+        match deputy.run(ops, Duration::from_secs(20)) {
+            // Every thread waits in a call of its own: one of them does it in between.
+            Err(ScriptError::Busy(_)) => borrow(self, deputy, ops),
+            done => done,
+        }
+    }
+}
+
+/// Where the stub has a system call instruction.
+fn gadget() -> io::Result<u64> {
+    let text = mosix_loader::script::stub().map_err(io::Error::other)?.text;
+    let at = text.windows(2).position(|pair| pair == [0x0f, 0x05]).ok_or(io::ErrorKind::NotFound)?;
+    Ok(mosix_loader::script::abi::WINDOW + at as u64)
+}
+
+/// Runs system calls in a thread that is inside a call of its own, one step at a time; its call then goes on.
+fn borrow(process: &Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>, ScriptError> {
+    let failed = |nr, error| ScriptError::Failed { slot: 0, index: 0, nr, error };
+    let tid = *process.held.iter().min().ok_or(ScriptError::Busy(0))?;
+    let address = gadget().map_err(|error| failed(0, error))?;
+    let gone = |error| failed(0, error);
+    stop_all(&[tid]).map_err(gone)?;
+    let (regs, mask) = (ptrace::regs(tid).map_err(gone)?, ptrace::sigmask(tid).map_err(gone)?);
+    ptrace::set_sigmask(tid, !(1 << (libc::SIGTRAP - 1))).map_err(gone)?;
+    let mut results = Vec::with_capacity(ops.len());
+    let mut outcome = Ok(());
+    for op in ops {
+        match stepped(tid, address, &regs, op) {
+            Ok(result) if (-4095..0).contains(&result) && op.flags & OP_STOP_ON_ERROR != 0 => {
+                outcome = Err(failed(op.nr, io::Error::from_raw_os_error(-result as i32)));
+                break;
+            }
+            Ok(result) => results.push(result),
+            Err(error) => {
+                outcome = Err(failed(op.nr, error));
+                break;
+            }
+        }
+    }
+    ptrace::set_regs(tid, &regs).map_err(gone)?;
+    ptrace::set_sigmask(tid, mask).map_err(gone)?;
+    super::signals::go_on(tid, Some(deputy)).map_err(gone)?;
+    outcome.map(|()| results)
+}
+
+fn stepped(tid: i32, address: u64, regs: &ptrace::Regs, op: &Op) -> io::Result<i64> {
+    let mut regs = *regs;
+    regs.set_call(op.nr.into(), op.args);
+    regs.set_orig_rax(u64::MAX);
+    regs.set_rip(address);
+    ptrace::set_regs(tid, &regs)?;
+    loop {
+        ptrace::step(tid)?;
+        match freezing::wait_for(tid, Instant::now() + Duration::from_secs(5))? {
+            Some(Event::Signal(libc::SIGTRAP)) => return Ok(ptrace::regs(tid)?.rax() as i64),
+            Some(Event::Stop(_)) => {}
+            _ => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+        }
     }
 }
 
@@ -368,11 +422,7 @@ impl Process {
 /// # Errors
 /// When no thread can be stopped any more.
 pub fn divert(process: &Process, nr: i64, args: [u64; 6]) -> io::Result<()> {
-    let text = mosix_loader::script::stub().map_err(io::Error::other)?.text;
-    let at = text
-        .windows(2)
-        .position(|pair| pair == [0x0f, 0x05])
-        .ok_or(io::ErrorKind::NotFound)?;
+    let address = gadget()?;
     let leader = process.held.get(&process.pid);
     let tid = *leader
         .or_else(|| process.held.iter().next())
@@ -381,17 +431,17 @@ pub fn divert(process: &Process, nr: i64, args: [u64; 6]) -> io::Result<()> {
     let mut regs = ptrace::regs(tid)?;
     regs.set_call(nr as u64, args);
     regs.set_orig_rax(u64::MAX);
-    regs.set_rip(mosix_loader::script::abi::WINDOW + at as u64);
+    regs.set_rip(address);
     ptrace::set_regs(tid, &regs)?;
     ptrace::cont(tid, 0)
 }
 
 /// Stops a thread of a deputy for a moment to unblock its signals and to tie its life to the tracer's.
-fn harden(tid: i32) -> io::Result<()> {
+fn harden(tid: i32, deputy: &Deputy) -> io::Result<()> {
     stop_all(&[tid])?;
     ptrace::set_options(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL)?;
     ptrace::set_sigmask(tid, 0)?;
-    super::signals::go_on(tid, None)
+    super::signals::go_on(tid, Some(deputy))
 }
 
 fn resume(thread: &freezing::FrozenThread) -> Option<Resume> {
