@@ -91,9 +91,9 @@ impl Agents {
     /// Finds the agents that an earlier daemon started, and clears away what dead ones left.
     pub async fn adopt(self: &Arc<Self>) -> io::Result<()> {
         let folder = paths::agents_dir(&self.config.state_dir);
-        let mut living = Vec::new();
         let mut entries = tokio::fs::read_dir(&folder).await?;
         let mut others = Vec::new();
+        let mut asked = tokio::task::JoinSet::new();
         while let Some(entry) = entries.next_entry().await? {
             let path = entry.path();
             let job = path
@@ -101,21 +101,15 @@ impl Agents {
                 .and_then(|stem| stem.to_str())
                 .and_then(|stem| stem.parse::<JobId>().ok());
             match (job, path.extension().and_then(|extension| extension.to_str())) {
-                (Some(job), Some("sock")) => match self.adopt_one(job, &path).await {
-                    Ok(()) => living.push(job),
-                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                        tracing::warn!(%job, "an agent does not answer; left alone");
-                        living.push(job);
-                    }
-                    Err(error) => {
-                        tracing::info!(%job, %error, "removing what an agent left that is gone");
-                        self.clear(job).await;
-                    }
-                },
+                (Some(job), Some("sock")) => {
+                    let this = self.clone();
+                    asked.spawn(async move { this.adopt_or_clear(job, &path).await.then_some(job) });
+                }
                 (Some(job), _) => others.push((job, path)),
                 (None, _) => tracing::warn!(path = %path.display(), "a file that does not belong here"),
             }
         }
+        let living: Vec<JobId> = asked.join_all().await.into_iter().flatten().collect();
         for (job, path) in others {
             if !living.contains(&job) {
                 let _ = tokio::fs::remove_file(path).await;
@@ -127,7 +121,33 @@ impl Agents {
         Ok(())
     }
 
-    async fn adopt_one(self: &Arc<Self>, job: JobId, path: &Path) -> io::Result<()> {
+    /// Adopts the agent behind a socket, or clears away what a dead one left; false for a dead one.
+    async fn adopt_or_clear(self: &Arc<Self>, job: JobId, path: &Path) -> bool {
+        let slot = lock(&self.slots).entry(job).or_default().clone();
+        let mut place = slot.lock().await;
+        match self.adopt_one(job, path, &mut place, &slot).await {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                tracing::warn!(%job, "an agent does not answer; left alone");
+                self.forget(job, &slot);
+                true
+            }
+            Err(error) => {
+                tracing::info!(%job, %error, "removing what an agent left that is gone");
+                self.clear(job).await;
+                self.forget(job, &slot);
+                false
+            }
+        }
+    }
+
+    async fn adopt_one(
+        self: &Arc<Self>,
+        job: JobId,
+        path: &Path,
+        place: &mut Option<Running>,
+        slot: &Slot,
+    ) -> io::Result<()> {
         let (watch, identity, pid, pidfd) = identify(path).await?;
         if identity.job != job {
             return Err(io::Error::new(
@@ -136,9 +156,7 @@ impl Agents {
             ));
         }
         tracing::info!(%job, pid, home = %identity.home_node, "agent found again");
-        let slot = lock(&self.slots).entry(job).or_default().clone();
-        let mut place = slot.lock().await;
-        self.enter(&mut place, &slot, Running { identity, pidfd, pid }, watch, true);
+        self.enter(place, slot, Running { identity, pidfd, pid }, watch, true);
         Ok(())
     }
 
@@ -205,6 +223,21 @@ impl Agents {
                 .is_some_and(|other| Arc::ptr_eq(other, &slot))
             {
                 continue;
+            }
+            let socket = paths::agent_socket(&self.config.state_dir, wanted.job);
+            if place.is_none() && socket.exists() {
+                // One that did not answer when this daemon started. Never a second one beside it.
+                match self.adopt_one(wanted.job, &socket, &mut place, &slot).await {
+                    Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                        self.forget(wanted.job, &slot);
+                        return Err(format!(
+                            "the agent of job {} on {} does not answer",
+                            wanted.job, self.config.name
+                        ));
+                    }
+                    Err(_) => self.clear(wanted.job).await,
+                    Ok(()) => {}
+                }
             }
             if let Some(running) = place.as_ref() {
                 let identity = &running.identity;

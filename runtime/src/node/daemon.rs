@@ -94,6 +94,14 @@ pub fn run(config: Config) -> Result<(), NodeError> {
         let what = what.to_owned();
         move |source| NodeError::Io { what, source }
     };
+    // The node's key is in this process: no program of the same user shall read it from here.
+    let private = rustix::process::DumpableBehavior::NotDumpable;
+    rustix::process::set_dumpable_behavior(private)
+        .map_err(|error| io("protecting the keys in memory")(error.into()))?;
+    // Every stream on its way takes a descriptor or two; the usual soft limit of 1,024 is for programs with select(2).
+    let mut files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    files.current = files.maximum;
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, files);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("mosixd")

@@ -319,3 +319,80 @@ pub fn failing_agents() {
     );
     assert!(cluster.nodes[1].control().status().unwrap().agents.is_empty());
 }
+
+/// Another user of the machine may look, but not stop the daemon, nor speak for others.
+pub fn other_users() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::geteuid().is_root() {
+        println!("  skipped: only root can be another user");
+        return;
+    }
+    let cluster = Cluster::up(1);
+    let node = &cluster.nodes[0];
+    for folder in [node.folder.parent().unwrap(), &node.folder] {
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    // Root's job, and an agent of it.
+    let supervisor = Supervisor::at(node, 0x80);
+    let agent = supervisor.control().open_agent(&supervisor.wants("n1")).unwrap();
+    let program = node.folder.join("test");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let output = std::process::Command::new(&program)
+        .arg("stranger")
+        .arg(node.state())
+        .uid(65534)
+        .gid(65534)
+        .output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    for wanted in [
+        "status: n1",
+        "stop: user 65534 may not stop this node",
+        "agent: user 65534 may not speak for user 0",
+        "agent of a job of root: job 0000000000000080 is not of user 65534",
+        "stream: job 0000000000000080 is not of user 65534",
+        "agent's socket: Permission denied",
+        "keys: Permission denied",
+        "own agent: ok",
+    ] {
+        assert!(said.contains(wanted), "{said:?} lacks {wanted:?}");
+    }
+    echo(&supervisor.session("n1", agent), 0..10);
+}
+
+/// What the other user tries; prints one line each.
+pub fn stranger(state: &std::path::Path) {
+    let control = node::Control::at(state);
+    let words = |outcome: Result<(), ClientError>| outcome.map_or_else(|error| error.to_string(), |()| "ok".to_owned());
+    println!("status: {}", control.status().unwrap().node);
+    println!("stop: {}", words(control.stop()));
+    let wants = |job, uid| OpenAgent {
+        node: NodeName("n1".to_owned()),
+        job: JobId(job),
+        home: mosix_wire::ids::Nonce(1),
+        supervisor: mosix_wire::control::Fingerprint([0; 32]),
+        uid,
+    };
+    println!("agent: {}", words(control.open_agent(&wants(0x81, 0)).map(drop)));
+    println!(
+        "agent of a job of root: {}",
+        words(control.open_agent(&wants(0x80, 65534)).map(drop))
+    );
+    let stream = control.open_stream(&NodeName("n1".to_owned()), JobId(0x80), Purpose::Session);
+    println!("stream: {}", words(stream.map(drop)));
+    println!(
+        "own agent: {}",
+        words(control.open_agent(&wants(0x82, 65534)).map(drop))
+    );
+    let socket = UnixStream::connect(node::paths::agent_socket(state, JobId(0x80)));
+    println!(
+        "agent's socket: {}",
+        socket.err().map_or("open".to_owned(), |error| error.to_string())
+    );
+    let keys = std::fs::read(node::paths::keys_dir(state).join("node.key"));
+    println!(
+        "keys: {}",
+        keys.err().map_or("open".to_owned(), |error| error.to_string())
+    );
+}

@@ -29,6 +29,7 @@ const TESTS: &[Test] = &[
         bad_input::two_daemons_on_one_folder,
     ),
     ("bad_input::failing_agents", bad_input::failing_agents),
+    ("bad_input::other_users", bad_input::other_users),
 ];
 
 fn main() -> ExitCode {
@@ -36,6 +37,10 @@ fn main() -> ExitCode {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["agent", ..] => return agent::main(),
         ["supervisor", state] => cluster::supervisor(state.as_ref()),
+        ["stranger", state] => {
+            bad_input::stranger(state.as_ref());
+            return ExitCode::SUCCESS;
+        }
         ["daemon", config] => return cluster::daemon(config.as_ref()),
         _ => {}
     }
