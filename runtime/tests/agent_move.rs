@@ -274,7 +274,7 @@ fn there_and_back(socket: &Path) {
     let (tx, from) = channel();
     let reader = Arc::clone(&home);
     std::thread::spawn(move || reader.read(tx));
-    home.tell(&ToHost::Hello { job: JOB, home: HOME, lease_s: 60 });
+    home.tell(&ToHost::Hello { job: JOB, home: HOME, lease_s: 60, clocks: capture::clocks() });
     expect(&from, |m| matches!(m, ToHome::Welcome { .. }));
 
     // There.
@@ -333,7 +333,8 @@ fn there_and_back(socket: &Path) {
     let end = expect(&from, |m| matches!(m, ToHome::Exited { .. }));
     assert_eq!(end, ToHome::Exited { pid, epoch: Epoch(1), how: Exit::Code(43) });
     child.kill().unwrap();
-    child.wait().unwrap();
+    let tids: Vec<i32> = image.threads.iter().map(|thread| thread.tid.0).collect();
+    mosix_runtime::agent::birth::end_threads(pid.0, &tids);
 
     // A second body, dropped while it computes: nothing is left.
     hostile(socket, &home, &from, &image);

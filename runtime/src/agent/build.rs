@@ -113,10 +113,11 @@ pub fn begin(
         inodes.push(inode);
     }
     let now = nest::now().map_err(os("reading the clocks"))?;
-    let ahead = (image.clocks.monotonic - now.monotonic, image.clocks.boottime - now.boottime);
+    let clocks = shared.home_clocks(&image.clocks, &now);
+    let ahead = (clocks.monotonic.saturating_sub(now.monotonic), clocks.boottime.saturating_sub(now.boottime));
     let mut draw = 1;
     let body = loop {
-        let fresh = blank(nest, program, image.pid, &image.clocks, &open)?;
+        let fresh = blank(nest, program, image.pid, &clocks, &open)?;
         let mut body = Body::new(fresh.host, fresh.window);
         match body.map(&image, |file| FILES_AT + file as i32) {
             Ok(()) => break body,

@@ -33,7 +33,10 @@ fn take(shared: &Arc<Shared>, message: ToHost, payload: &[u8]) -> Result<(), Str
         ToHost::Hello { job, home, .. } if job != shared.config.job || home != shared.config.home => {
             return Err("home has begun another life".to_owned());
         }
-        ToHost::Hello { .. } => {
+        ToHost::Hello { ref clocks, .. } => {
+            if let Ok(now) = super::nest::now() {
+                shared.observe(clocks, &now);
+            }
             let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
             answer(shared, &ToHome::Welcome { agent: shared.life, kernel });
             shared.command(Command::Home(message));

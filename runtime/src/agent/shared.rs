@@ -16,7 +16,7 @@ use mosix_sys::procmem::ProcMem;
 use mosix_wire::control::Fingerprint;
 use mosix_wire::frame;
 use mosix_wire::ids::{Epoch, JobId, NodeName, Nonce, Pid, Tid};
-use mosix_wire::image::ProcessImage;
+use mosix_wire::image::{Clocks, ProcessImage};
 use mosix_wire::link::{Exit, ToHome, ToHost};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::HashMap;
@@ -131,6 +131,8 @@ pub struct Shared {
     pub files: Mutex<Files>,
     expected: Mutex<HashMap<NodeName, Fingerprint>>,
     announced: Condvar,
+    /// Home's monotonic and boot time less this node's, at least: what the quickest message showed.
+    ahead: Mutex<Option<(i64, i64)>>,
     queue: Sender<Command>,
     bell: EventFd,
     starter: Sender<Start>,
@@ -179,6 +181,7 @@ impl Shared {
             files: Mutex::default(),
             expected: Mutex::default(),
             announced: Condvar::new(),
+            ahead: Mutex::default(),
             queue,
             bell,
             starter: starter()?,
@@ -258,6 +261,25 @@ impl Shared {
             }
             let left = deadline.checked_duration_since(Instant::now())?;
             expected = self.announced.wait_timeout(expected, left).unwrap_or_else(|poison| poison.into_inner()).0;
+        }
+    }
+
+    /// Clocks of home came in a message. They were read before it left, so they are never ahead of home's; of several
+    /// messages the quickest is the truest.
+    pub fn observe(&self, clocks: &Clocks, now: &Clocks) {
+        let seen = (clocks.monotonic.saturating_sub(now.monotonic), clocks.boottime.saturating_sub(now.boottime));
+        let mut ahead = lock(&self.ahead);
+        *ahead = Some(ahead.map_or(seen, |known| (known.0.max(seen.0), known.1.max(seen.1))));
+    }
+
+    /// Home's clocks now, as far as is known, and never before those of an image.
+    pub fn home_clocks(&self, image: &Clocks, now: &Clocks) -> Clocks {
+        let known = *lock(&self.ahead);
+        let of = |image: i64, now: i64, ahead: Option<i64>| ahead.map_or(image, |a| image.max(now.saturating_add(a)));
+        Clocks {
+            monotonic: of(image.monotonic, now.monotonic, known.map(|known| known.0)),
+            boottime: of(image.boottime, now.boottime, known.map(|known| known.1)),
+            realtime: now.realtime,
         }
     }
 

@@ -163,6 +163,7 @@ impl Hosts {
             job: self.job,
             home: self.home,
             lease_s: LEASE_S,
+            clocks: crate::process::capture::clocks(),
         });
         let (hosts, reading) = (Arc::clone(self), Arc::clone(&host));
         std::thread::Builder::new()

@@ -19,7 +19,7 @@
 
 use crate::call::{Call, Reply};
 use crate::ids::{Epoch, JobId, NodeName, Nonce, Pid, Seq, Tid};
-use crate::image::{FileRef, ProcessImage, SigAction, SigInfo};
+use crate::image::{Clocks, FileRef, ProcessImage, SigAction, SigInfo};
 use serde::{Deserialize, Serialize};
 
 /// Home to host.
@@ -33,6 +33,8 @@ pub enum ToHost {
         home: Nonce,
         /// How long the host waits for a silent home before it freezes the bodies, in seconds.
         lease_s: u32,
+        /// Home's clocks as this is sent: bodies on the host go on from them.
+        clocks: Clocks,
     },
     /// Which of these files the host lacks is answered by [`ToHome::Lacks`].
     Files(Vec<FileRef>),
