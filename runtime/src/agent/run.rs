@@ -69,6 +69,8 @@ pub fn run(start: &AgentStart) -> anyhow::Result<String> {
     nest.enter()?;
     let why = Tracer::new(Arc::clone(&shared), nest, commands)?.run()?;
     shared.session.close();
+    // The socket's owner waits in accept(2) and ends with the process, without its destructor.
+    let _ = std::fs::remove_file(crate::node::paths::agent_socket(&start.state_dir, start.job));
     Ok(why)
 }
 
