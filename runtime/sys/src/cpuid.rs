@@ -29,8 +29,8 @@ pub fn xcr0() -> Option<u64> {
 /// CR4.OSXSAVE must be set.
 #[target_feature(enable = "xsave")]
 unsafe fn xgetbv() -> u64 {
-    // SAFETY: the caller vouches for CR4.OSXSAVE.
     #[allow(unused_unsafe, reason = "safe inside a function with the target feature, from some Rust version on")]
+    // SAFETY: the caller vouches for CR4.OSXSAVE.
     unsafe {
         core::arch::x86_64::_xgetbv(0)
     }
