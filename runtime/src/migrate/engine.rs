@@ -4,7 +4,7 @@ use super::hosts::{Host, Hosts};
 use super::process::{Journey, Process};
 use super::view::View;
 use super::{Message, home, incoming, outgoing, signals};
-use crate::contract::commit::{Cause, Epochs, HomeEffect, HomeEvent, Order, Place as Where, Report};
+use crate::contract::commit::{Cause, Epochs, Home, HomeEffect, HomeEvent, Order, Place as Where, Report};
 use crate::deputy::Deputy;
 use crate::supervisor::engine::{Command, Context, Engine, Handle, Reply, Verdict};
 use crate::supervisor::processes;
@@ -109,8 +109,32 @@ impl HomeEngine {
             };
             tracing::debug!(pid, ?event, state = ?process.state, "step");
             let before = process.state.accepted().map(|(node, epoch)| (node.clone(), epoch));
+            // A reader may just now let the first call of an awaited body through, and its word be still on the way to this thread. Who
+            // takes a body back must know, and shut the gate in the same moment: else the call and the old copy both have effects.
+            let awaited = match (&process.state, &event) {
+                (Home::AwaitRunning { at, epoch, .. }, HomeEvent::Timeout | HomeEvent::PeerDead(_))
+                | (Home::AwaitRunning { at, epoch, .. }, HomeEvent::Report(_, Report::Refused(_))) => {
+                    Some((at.clone(), *epoch))
+                }
+                _ => None,
+            };
+            let deputy = process.deputy.clone().filter(|_| awaited.is_some());
+            let mut gate = deputy.as_ref().map(|deputy| deputy.gate());
+            if let (Some(gate), Some((at, epoch))) = (&gate, awaited)
+                && gate.seen
+            {
+                events.push_front(event);
+                events.push_front(HomeEvent::Frame(at, epoch));
+                continue;
+            }
             let (state, effects) = process.state.clone().step(event, &mut self.epochs);
             process.state = state;
+            if let Some(gate) = &mut gate
+                && process.state.accepted() != before.as_ref().map(|(node, epoch)| (node, *epoch))
+            {
+                gate.open = None;
+            }
+            drop(gate);
             tracing::debug!(pid, state = ?process.state, ?effects, "stepped");
             self.sync_gate(pid, before);
             for effect in effects {
