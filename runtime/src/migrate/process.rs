@@ -262,9 +262,7 @@ impl Process {
 
     /// Captures the threads that ran, and adds those that linger in the stub.
     fn threads_of(&self, deputy: &Deputy) -> Result<Captured, DepartError> {
-        let Some(frozen) = &self.frozen else {
-            unreachable!("called between freeze and wake")
-        };
+        let frozen = self.frozen.as_ref().ok_or(FreezeError::Ended(self.pid))?;
         let mut captured = if frozen.threads.is_empty() {
             // Nothing of the program ran since it came home: it is as it was.
             let before = self.image.as_ref().ok_or(FreezeError::Ended(self.pid))?;
