@@ -17,10 +17,10 @@ pub const WINDOW_START: u64 = 0x7e80_0000_0000;
 pub const WINDOW_END: u64 = 0x7ec0_0000_0000;
 
 /// A range that starts below this and is no longer than [`LOW_LENGTH`] ends at or below the window.
-const LOW_START: u64 = 0x7e00_0000_0000;
+pub(super) const LOW_START: u64 = 0x7e00_0000_0000;
 
 /// See [`LOW_START`]; 512 GiB.
-const LOW_LENGTH: u64 = WINDOW_START - LOW_START;
+pub(super) const LOW_LENGTH: u64 = WINDOW_START - LOW_START;
 
 /// Addresses a user process can have.
 const TASK: u64 = 1 << 47;

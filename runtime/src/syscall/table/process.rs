@@ -2,8 +2,12 @@
 
 use super::commands;
 use super::kinds::{
-    Arg::*, Otherwise, Restart, Row, Size::*, comes_home, home, int_is, native, native_if, refused, special,
+    Arg::*, Otherwise, Restart, Row, Size::*, at_least, at_most, below, comes_home, home, int_is, native, native_if,
+    refused, special,
 };
+use super::mem::{LOW_LENGTH, LOW_START, WINDOW_END};
+
+const PR_SET_VMA: u32 = 0x5356_4d41;
 
 pub(super) const ROWS: &[Row] = &[
     native(24, "sched_yield", &[], Restart::None),
@@ -102,8 +106,9 @@ pub(super) const ROWS: &[Row] = &[
         ],
         Restart::None,
         &[
-            // Names of anonymous mappings, own tid address, THP and W^X settings: attributes of the body's memory.
-            &[int_is(0, 0x5356_4d41)],
+            // Names of anonymous mappings, outside the window; own tid address, THP and W^X settings of the body.
+            &[int_is(0, PR_SET_VMA), at_least(2, WINDOW_END)],
+            &[int_is(0, PR_SET_VMA), below(2, LOW_START), at_most(3, LOW_LENGTH)],
             &[int_is(0, 40)],
             &[int_is(0, 42)],
             &[int_is(0, 66)],
