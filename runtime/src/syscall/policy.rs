@@ -177,22 +177,33 @@ fn judge_path(path: &[u8], dirfd: i32, caller: Pid, job: &dyn JobView) -> Result
         &full
     };
     let parts = normal(path);
-    if let [b"proc", _, rest @ ..] = parts.as_slice() {
-        let leaf = match rest {
-            [b"task", _, leaf, ..] => Some(*leaf),
-            [leaf, ..] => Some(*leaf),
-            [] => None,
-        };
-        match leaf {
-            Some(b"mem") => return Err("memory of a process through /proc"),
-            Some(b"root" | b"cwd") => return Err("path through /proc/PID/root or cwd"),
-            _ => {}
-        }
-    }
+    judge_proc(path, &parts)?;
     if forbidden(&parts, job) {
         return Err("mosix's own files or an agent's socket");
     }
     Ok(())
+}
+
+/// /proc has links that lead anywhere without looking like it; only their plain use is permitted.
+fn judge_proc(path: &[u8], parts: &[&[u8]]) -> Result<(), &'static str> {
+    let Some(first) = path.split(|&b| b == b'/').find(|part| !matches!(*part, b"" | b".")) else {
+        return Ok(());
+    };
+    if first == b"proc" && path.split(|&b| b == b'/').any(|part| part == b"..") {
+        // Behind one of the links `..` is not what its letters say.
+        return Err("path through /proc that climbs");
+    }
+    let [b"proc", _, rest @ ..] = parts else { return Ok(()) };
+    let rest = match rest {
+        [b"task", _, rest @ ..] => rest,
+        rest => rest,
+    };
+    match rest {
+        [b"mem", ..] => Err("memory of a process through /proc"),
+        // The links themselves may be read and opened; what lies behind them has a name of its own.
+        [b"root" | b"cwd", _, ..] | [b"fd", _, _, ..] | [b"map_files", _, ..] => Err("path through a link of /proc"),
+        _ => Ok(()),
+    }
 }
 
 fn forbidden(parts: &[&[u8]], job: &dyn JobView) -> bool {
@@ -231,6 +242,8 @@ fn is_service_socket(parts: &[&[u8]]) -> bool {
                 ..
             ]
         ),
+        // What the C library and loggers talk to; everything else of the manager's can start programs.
+        [b"systemd", b"journal" | b"notify" | b"resolve" | b"userdb", ..] => false,
         [name, ..] => matches!(
             *name,
             b"docker.sock"

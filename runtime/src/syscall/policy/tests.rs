@@ -190,6 +190,9 @@ fn forbidden_files_are_refused_in_every_spelling() {
         "//proc/./100/task/101/mem",
         "/proc/self/root/etc/passwd",
         "/proc/1/cwd/x",
+        "/proc/self/cwd/../.local/state/mosix/x",
+        "/proc/self/fd/7/mem",
+        "/proc/100/map_files/1000-2000",
         "/run/mosix/jobs/1.sock",
         "/run/mosix",
         "/run/../run/mosix/x",
@@ -202,6 +205,9 @@ fn forbidden_files_are_refused_in_every_spelling() {
     }
     for path in [
         "/etc/passwd",
+        "/proc/self/cwd",
+        "/proc/self/root",
+        "/proc/self/exe",
         "/proc/self/fd/3",
         "/proc/meminfo",
         "/run/mosixd-other",
@@ -248,6 +254,8 @@ fn service_sockets_are_refused() {
     }
     assert!(connect(b"\0/tmp/dbus-abc").is_err());
     for path in [
+        "/run/systemd/journal/dev-log",
+        "/run/systemd/userdb/io.systemd.DynamicUser",
         "/tmp/my.sock",
         "/run/postgresql/.s.PGSQL.5432",
         "/dev/log",
