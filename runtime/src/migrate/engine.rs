@@ -773,9 +773,13 @@ impl HomeEngine {
     }
 
     fn forget(&mut self, pid: i32) {
-        let Some(process) = self.processes.remove(&pid) else {
+        let Some(mut process) = self.processes.remove(&pid) else {
             return;
         };
+        if let Some(reply) = process.journey.take().and_then(|journey| journey.reply) {
+            let text = format!("process {pid} ended before it had moved");
+            reply.refuse(RefusalKind::UnknownProcess, Some(pid), text);
+        }
         if let Some(deputy) = &process.deputy {
             deputy.close();
             deputy.end();

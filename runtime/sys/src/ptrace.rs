@@ -289,6 +289,9 @@ pub fn decode(status: i32) -> Event {
     if libc::WIFSIGNALED(status) {
         return Event::Killed(libc::WTERMSIG(status), libc::WCOREDUMP(status));
     }
+    if libc::WIFCONTINUED(status) {
+        return Event::Job(libc::SIGCONT);
+    }
     let signal = libc::WSTOPSIG(status);
     match status >> 16 {
         0 => Event::Signal(signal),
