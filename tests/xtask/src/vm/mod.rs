@@ -12,6 +12,7 @@
 mod cpio;
 mod debs;
 mod exec;
+mod exec_checks;
 mod initramfs;
 mod kernel;
 mod lab;

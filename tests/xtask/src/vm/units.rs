@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::manifest::{Manifest, Tests};
 use super::state::Store;
 use super::up::{self, Up};
-use super::{exec, moves};
+use super::{exec, exec_checks, moves};
 use crate::workspace;
 
 /// MiB of a test guest: test programs are some MiB each and lie in its memory.
@@ -126,6 +126,18 @@ fn inside(args: &Test, store: &Store, cache: &Path) -> Result<Count> {
         keep: args.keep,
     };
     up::run(&Up::of(names.clone(), kernels, MEMORY), store, cache)?;
+    let mut total = Count::default();
+    if args.filter.is_none()
+        && let Some(name) = names.first()
+    {
+        match exec_checks::run(name, &store.folder(name)) {
+            Ok(passed) => total.passed += passed,
+            Err(error) => {
+                println!("{error:#}");
+                total.failed += 1;
+            }
+        }
+    }
     let results: Vec<Result<Count>> = thread::scope(|scope| {
         let threads: Vec<_> = names
             .iter()
@@ -141,7 +153,6 @@ fn inside(args: &Test, store: &Store, cache: &Path) -> Result<Count> {
         };
         threads.into_iter().map(end).collect()
     });
-    let mut total = Count::default();
     for count in results {
         let count = count?;
         total.passed += count.passed;
