@@ -14,16 +14,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Which build of `mosix`.
-#[derive(Clone, Copy, Debug)]
-pub enum Build {
-    /// An optimised one when there is one already, else the quicker to build.
-    Sooner,
-    /// The optimised one: for numbers.
-    #[expect(dead_code, reason = "for bench")]
-    Release,
-}
-
 /// Installs the Debian packages of these programs that are missing: (program, package).
 pub fn install(wanted: &[(&str, &'static str)]) -> Result<()> {
     let missing: Vec<&str> = wanted
@@ -60,21 +50,20 @@ pub fn install(wanted: &[(&str, &'static str)]) -> Result<()> {
     crate::workspace::run(&mut apt(&words))
 }
 
-/// Builds `mosix` and says where it is. Cargo shows its progress.
-pub fn build(which: Build) -> Result<PathBuf> {
-    let release = target()?.join("release/mosix");
-    let optimised = matches!(which, Build::Release) || release.exists();
+/// Builds `mosix` and says where it is: $MOSIX_BIN when that is set. Cargo shows its progress.
+///
+/// `release` is for numbers; the other build is there sooner, and quick enough to be looked at.
+pub fn build(release: bool) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("MOSIX_BIN") {
+        return Ok(path.into());
+    }
     let mut command = cargo()?;
     command.args(["build", "--package", "mosix", "--bin", "mosix"]);
-    if optimised {
+    if release {
         command.arg("--release");
     }
     crate::workspace::run(&mut command)?;
-    Ok(if optimised {
-        release
-    } else {
-        target()?.join("debug/mosix")
-    })
+    Ok(target()?.join(if release { "release/mosix" } else { "debug/mosix" }))
 }
 
 /// A lab and a work folder, gone when dropped. At most one of a name per target folder at a time.

@@ -1,0 +1,303 @@
+//! Rows: measuring in turns, the table, and the JSON.
+
+use crate::table;
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use std::fs;
+use std::time::Instant;
+
+/// What a row's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// With mosix divided by without.
+    Ratio,
+    /// With mosix minus without, in milliseconds.
+    MoreMilliseconds,
+    /// Milliseconds; there is no "without".
+    Milliseconds,
+}
+
+/// Nanoseconds without and with mosix: one per round, each the median of that round's batches.
+#[derive(Clone, Debug, Default)]
+pub struct Turns {
+    /// Without mosix; empty when there is no such thing.
+    pub without: Vec<f64>,
+    /// With it.
+    pub with: Vec<f64>,
+}
+
+/// A line of the table.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    group: &'static str,
+    name: String,
+    kind: Kind,
+    without_ns: Option<f64>,
+    with_ns: Option<f64>,
+    value: Option<f64>,
+    goal: f64,
+    met: Option<bool>,
+    /// How far the rounds without mosix are apart, as a part of their median: what the machine's other work does to a number.
+    noise: Option<f64>,
+    error: Option<String>,
+}
+
+/// The whole result.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    machine: Machine,
+    rows: Vec<Row>,
+    #[serde(skip)]
+    filter: Option<String>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Machine {
+    kernel: String,
+    cpu: String,
+    cpus: usize,
+    load_before: String,
+    load_after: String,
+}
+
+/// The middle value; none of an empty list.
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => None,
+        n if n % 2 == 1 => sorted.get(middle).copied(),
+        _ => Some((sorted.get(middle)? + sorted.get(middle - 1)?) / 2.0),
+    }
+}
+
+/// Runs `without` and `with` in turn.
+pub fn turns(
+    rounds: usize,
+    mut without: impl FnMut() -> Result<f64>,
+    mut with: impl FnMut() -> Result<f64>,
+) -> Result<Turns> {
+    let mut turns = Turns::default();
+    for _ in 0..rounds {
+        turns.without.push(without()?);
+        turns.with.push(with()?);
+    }
+    Ok(turns)
+}
+
+/// The median of a program's output: a number per line.
+pub fn median_of(text: &str) -> Result<f64> {
+    let numbers: Vec<f64> = text.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    median(&numbers).with_context(|| format!("no numbers in {text:?}"))
+}
+
+impl Report {
+    /// An empty report of this machine; only rows that contain `filter` are measured.
+    pub fn new(filter: Option<String>) -> Result<Self> {
+        let info = fs::read_to_string("/proc/cpuinfo").context("/proc/cpuinfo")?;
+        let model = info.lines().find(|line| line.starts_with("model name"));
+        let cpu = model.and_then(|line| line.split_once(": ")).map(|(_, name)| name.to_owned());
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let machine = Machine {
+            kernel: kernel.trim().to_owned(),
+            cpu: cpu.unwrap_or_default(),
+            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            load_before: load()?,
+            load_after: String::new(),
+        };
+        Ok(Self {
+            machine,
+            rows: Vec::new(),
+            filter,
+        })
+    }
+
+    /// Measures a row and keeps what came out, also an error.
+    pub fn row(
+        &mut self,
+        group: &'static str,
+        name: impl Into<String>,
+        kind: Kind,
+        goal: f64,
+        measure: impl FnOnce() -> Result<Turns>,
+    ) {
+        let name = name.into();
+        let wanted = |part: &String| group.contains(part.as_str()) || name.contains(part.as_str());
+        if !self.filter.as_ref().is_none_or(wanted) {
+            return;
+        }
+        let begin = Instant::now();
+        eprint!("{group}: {name} … ");
+        let mut row = Row {
+            group,
+            name,
+            kind,
+            goal,
+            without_ns: None,
+            with_ns: None,
+            value: None,
+            met: None,
+            noise: None,
+            error: None,
+        };
+        match measure().and_then(|turns| row.fill(&turns)) {
+            Ok(()) => eprintln!("{} ({:.0} s)", row.shown(), begin.elapsed().as_secs_f64()),
+            Err(error) => {
+                eprintln!("{error:#}");
+                row.error = Some(format!("{error:#}"));
+            }
+        }
+        self.rows.push(row);
+    }
+
+    /// Notes the machine's load at the end.
+    pub fn end(&mut self) -> Result<()> {
+        self.machine.load_after = load()?;
+        Ok(())
+    }
+
+    /// How many rows could not be measured.
+    pub fn failed(&self) -> usize {
+        self.rows.iter().filter(|row| row.error.is_some()).count()
+    }
+
+    /// As JSON.
+    pub fn json(&self) -> Result<String> {
+        serde_json::to_string_pretty(self).context("JSON")
+    }
+
+    /// As tables, one per group.
+    pub fn text(&self) -> String {
+        let m = &self.machine;
+        let mut text = format!(
+            "\nLinux {}, {} x {}; load before {}, after {}\n",
+            m.kernel, m.cpus, m.cpu, m.load_before, m.load_after
+        );
+        let mut groups: Vec<&str> = self.rows.iter().map(|row| row.group).collect();
+        groups.dedup();
+        for group in groups {
+            text += &format!("\n{group}\n");
+            let rows = self.rows.iter().filter(|row| row.group == group).map(Row::cells);
+            let head = ["WHAT", "WITHOUT", "WITH", "RESULT", "GOAL", "MET", "NOISE"];
+            text += &table::layout(&head, &rows.collect::<Vec<_>>(), 1);
+        }
+        text += "\nNOISE: how far the runs without mosix are apart; a result that close to its goal is undecided.\n";
+        for row in &self.rows {
+            if let Some(error) = &row.error {
+                text += &format!("not measured: {}: {error}\n", row.name);
+            }
+        }
+        text
+    }
+}
+
+impl Row {
+    fn fill(&mut self, turns: &Turns) -> Result<()> {
+        let with = median(&turns.with).context("nothing was measured")?;
+        let without = median(&turns.without);
+        let value = match (self.kind, without) {
+            (Kind::Milliseconds, _) => with / 1e6,
+            (Kind::Ratio, Some(without)) => with / without,
+            (Kind::MoreMilliseconds, Some(without)) => (with - without) / 1e6,
+            (_, None) => anyhow::bail!("nothing was measured without mosix"),
+        };
+        ensure!(value.is_finite(), "{with} against {without:?} ns is no result");
+        if let Some(without) = without {
+            let most = turns.without.iter().copied().fold(f64::MIN, f64::max);
+            let least = turns.without.iter().copied().fold(f64::MAX, f64::min);
+            self.noise = Some((most - least) / without);
+        }
+        (self.without_ns, self.with_ns) = (without, Some(with));
+        (self.value, self.met) = (Some(value), Some(value <= self.goal));
+        Ok(())
+    }
+
+    fn number(&self, value: f64) -> String {
+        match self.kind {
+            Kind::Ratio => format!("{value:.2}"),
+            Kind::MoreMilliseconds => format!("{value:+.1} ms"),
+            Kind::Milliseconds => format!("{value:.1} ms"),
+        }
+    }
+
+    fn shown(&self) -> String {
+        self.value.map_or_else(|| "-".into(), |value| self.number(value))
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let dash = || "-".to_owned();
+        let met = |met| if met { "yes" } else { "NO" }.to_owned();
+        vec![
+            self.name.clone(),
+            self.without_ns.map_or_else(dash, time),
+            self.with_ns.map_or_else(dash, time),
+            self.shown(),
+            format!("≤ {}", self.number(self.goal)),
+            self.met.map_or_else(dash, met),
+            self.noise
+                .map_or_else(dash, |noise| format!("{:.0} %", noise * 100.0)),
+        ]
+    }
+}
+
+/// Nanoseconds in a unit that reads well.
+fn time(ns: f64) -> String {
+    match ns {
+        ns if ns < 1e3 => format!("{ns:.0} ns"),
+        ns if ns < 1e6 => format!("{:.1} us", ns / 1e3),
+        ns if ns < 1e9 => format!("{:.1} ms", ns / 1e6),
+        ns => format!("{:.2} s", ns / 1e9),
+    }
+}
+
+/// Load averages of 1, 5 and 15 minutes.
+fn load() -> Result<String> {
+    let text = fs::read_to_string("/proc/loadavg").context("/proc/loadavg")?;
+    Ok(text.split(' ').take(3).collect::<Vec<_>>().join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(kind: Kind, goal: f64, without: &[f64], with: &[f64]) -> Row {
+        let mut report = Report {
+            machine: Machine::default(),
+            rows: vec![],
+            filter: None,
+        };
+        let turns = Turns {
+            without: without.to_vec(),
+            with: with.to_vec(),
+        };
+        report.row("group", "name", kind, goal, || Ok(turns));
+        report.rows.remove(0)
+    }
+
+    #[test]
+    fn the_middle_is_found() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0, 1.0, 100.0]), Some(3.0));
+        assert_eq!(median(&[1.0, 2.0, 4.0, 100.0]), Some(3.0));
+        assert_eq!(median_of("ready\n5\n7\n6\n").unwrap(), 6.0);
+        assert!(median_of("ready\n").is_err());
+    }
+
+    #[test]
+    fn goals_are_judged() {
+        let ratio = filled(Kind::Ratio, 1.4, &[100.0, 110.0, 90.0], &[150.0, 150.0, 10.0]);
+        assert_eq!((ratio.value, ratio.met, ratio.noise), (Some(1.5), Some(false), Some(0.2)));
+        let more = filled(Kind::MoreMilliseconds, 5.0, &[1e6], &[4e6]);
+        assert_eq!((more.value, more.met), (Some(3.0), Some(true)));
+        let alone = filled(Kind::Milliseconds, 15.0, &[], &[16e6]);
+        assert_eq!((alone.value, alone.met, alone.noise), (Some(16.0), Some(false), None));
+    }
+
+    #[test]
+    fn what_was_not_measured_is_said() {
+        assert!(filled(Kind::Ratio, 1.0, &[], &[5.0]).error.is_some());
+        assert!(filled(Kind::Ratio, 1.0, &[0.0], &[5.0]).error.is_some());
+    }
+}
