@@ -38,7 +38,10 @@ impl<'a> Guest<'a> {
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = child.with_context(|| format!("cannot start {command:?}"))?;
         let stdout = BufReader::new(child.stdout.take().context("stdout")?);
-        let name = argv.first().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+        let name = argv
+            .first()
+            .and_then(|path| path.rsplit('/').next())
+            .unwrap_or_default();
         let mut guest = Self {
             stage,
             child,
@@ -47,7 +50,11 @@ impl<'a> Guest<'a> {
         };
         let mut line = String::new();
         guest.stdout.read_line(&mut line).context("stdout")?;
-        ensure!(line == "ready\n", "{} said {line:?} instead of \"ready\"", argv.join(" "));
+        ensure!(
+            line == "ready\n",
+            "{} said {line:?} instead of \"ready\"",
+            argv.join(" ")
+        );
         Ok(guest)
     }
 
@@ -135,8 +142,8 @@ fn pingpong(stage: &Stage, programs: &Programs, numbers: [u32; 3]) -> Result<f64
 
 /// Address of a node.
 pub fn address(stage: &Stage, node: &str) -> Result<String> {
-    let all: Value = serde_json::from_str(&stage.output(node, ["mosix", "lab", "status", "--json"])?)
-        .context("mosix lab status")?;
+    let all: Value =
+        serde_json::from_str(&stage.output(node, ["mosix", "lab", "status", "--json"])?).context("mosix lab status")?;
     let nodes = all["nodes"].as_array().context("mosix lab status: no nodes")?;
     let row = nodes.iter().find(|row| row["name"] == node);
     let address = row.and_then(|row| row["address"].as_str());

@@ -40,10 +40,16 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
     };
     let nothing = || Ok(());
     let times = extent.of(100, 500);
-    report.row(GROUP, format!("sh running /bin/true {times} times"), Kind::Ratio, 1.5, || {
-        let again = format!("i=0; while [ $i -lt {times} ]; do /bin/true; i=$((i+1)); done");
-        commands(1, &["sh", "-c", &again], &nothing)
-    });
+    report.row(
+        GROUP,
+        format!("sh running /bin/true {times} times"),
+        Kind::Ratio,
+        1.5,
+        || {
+            let again = format!("i=0; while [ $i -lt {times} ]; do /bin/true; i=$((i+1)); done");
+            commands(1, &["sh", "-c", &again], &nothing)
+        },
+    );
     let work = stage.work();
     let files = extent.of(8, 24);
     report.row(GROUP, format!("gcc -j2 of {files} C files"), Kind::Ratio, 1.05, || {
@@ -56,20 +62,32 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
     });
     let files = extent.of(1000, 4000);
     let create = ["tar", "-cf", "tree.tar", "tree"];
-    report.row(GROUP, format!("tar, creating of {files} files"), Kind::Ratio, 1.05, || {
-        tree(&work.join("tree"), files)?;
-        commands(3, &create, &nothing)
-    });
-    report.row(GROUP, format!("tar, extracting of {files} files"), Kind::Ratio, 1.05, || {
-        tree(&work.join("tree"), files)?;
-        stage.output("n1", create)?;
-        let into = work.join("out");
-        let empty = || {
-            let _ = fs::remove_dir_all(&into);
-            fs::create_dir_all(&into).context("folder to extract into")
-        };
-        commands(1, &["tar", "-xf", "tree.tar", "-C", "out"], &empty)
-    });
+    report.row(
+        GROUP,
+        format!("tar, creating of {files} files"),
+        Kind::Ratio,
+        1.05,
+        || {
+            tree(&work.join("tree"), files)?;
+            commands(3, &create, &nothing)
+        },
+    );
+    report.row(
+        GROUP,
+        format!("tar, extracting of {files} files"),
+        Kind::Ratio,
+        1.05,
+        || {
+            tree(&work.join("tree"), files)?;
+            stage.output("n1", create)?;
+            let into = work.join("out");
+            let empty = || {
+                let _ = fs::remove_dir_all(&into);
+                fs::create_dir_all(&into).context("folder to extract into")
+            };
+            commands(1, &["tar", "-xf", "tree.tar", "-C", "out"], &empty)
+        },
+    );
     report.row(GROUP, "start of /bin/true", Kind::MoreMilliseconds, 5.0, || {
         commands(21, &["/bin/true"], &nothing)
     });

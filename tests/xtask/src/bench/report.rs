@@ -98,7 +98,9 @@ impl Report {
     pub fn new(filter: Option<String>) -> Result<Self> {
         let info = fs::read_to_string("/proc/cpuinfo").context("/proc/cpuinfo")?;
         let model = info.lines().find(|line| line.starts_with("model name"));
-        let cpu = model.and_then(|line| line.split_once(": ")).map(|(_, name)| name.to_owned());
+        let cpu = model
+            .and_then(|line| line.split_once(": "))
+            .map(|(_, name)| name.to_owned());
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let machine = Machine {
             kernel: kernel.trim().to_owned(),
@@ -236,8 +238,7 @@ impl Row {
             self.shown(),
             format!("≤ {}", self.number(self.goal)),
             self.met.map_or_else(dash, met),
-            self.noise
-                .map_or_else(dash, |noise| format!("{:.0} %", noise * 100.0)),
+            self.noise.map_or_else(dash, |noise| format!("{:.0} %", noise * 100.0)),
         ]
     }
 }
@@ -288,7 +289,10 @@ mod tests {
     #[test]
     fn goals_are_judged() {
         let ratio = filled(Kind::Ratio, 1.4, &[100.0, 110.0, 90.0], &[150.0, 150.0, 10.0]);
-        assert_eq!((ratio.value, ratio.met, ratio.noise), (Some(1.5), Some(false), Some(0.2)));
+        assert_eq!(
+            (ratio.value, ratio.met, ratio.noise),
+            (Some(1.5), Some(false), Some(0.2))
+        );
         let more = filled(Kind::MoreMilliseconds, 5.0, &[1e6], &[4e6]);
         assert_eq!((more.value, more.met), (Some(3.0), Some(true)));
         let alone = filled(Kind::Milliseconds, 15.0, &[], &[16e6]);
