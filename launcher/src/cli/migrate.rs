@@ -53,9 +53,14 @@ pub fn run(args: MigrateArgs) -> ExitCode {
 
 fn migrate(args: &MigrateArgs, moved: &mut Vec<Moved>) -> Result<(), Failure> {
     let usage = |text: String| Failure::new(Exit::Usage, text);
-    let ((found, target), to) = match (&args.job, args.words.as_slice()) {
-        (Some(job), [to]) => (by_name(job)?, to),
-        (None, [process, to]) => (by_pid(pid(process).map_err(usage)?)?, to),
+    let place = |to: &str| Place::parse(to).map_err(|e| usage(e.to_string()));
+    // What is wrong with the words themselves comes before what is wrong with the process.
+    let (to, (found, target)) = match (&args.job, args.words.as_slice()) {
+        (Some(job), [to]) => (place(to)?, by_name(job)?),
+        (None, [process, to]) => {
+            let process = pid(process).map_err(usage)?;
+            (place(to)?, by_pid(process)?)
+        }
         (Some(_), _) => {
             return Err(usage(
                 "with --job, say only where to: mosix migrate --job NAME NODE|home".into(),
@@ -67,7 +72,6 @@ fn migrate(args: &MigrateArgs, moved: &mut Vec<Moved>) -> Result<(), Failure> {
             ));
         }
     };
-    let to = Place::parse(to).map_err(|e| usage(e.to_string()))?;
     let bar = Bar::new(args.json);
     let mut refused: Option<Refusal> = None;
     found.request(&Request::Migrate { target, to }, |answer| match answer {

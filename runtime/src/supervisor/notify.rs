@@ -8,6 +8,7 @@
 //! receive and answer, the guardian answers it (a received notification is never handed out again).
 
 use mosix_sys::notif::{Answer, Listener, Notification};
+use mosix_sys::sched::be_prompt;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use std::fs::File;
@@ -35,6 +36,7 @@ const PAGE: usize = 4096;
 /// # Errors
 /// Those of the listener: the guardian then serves alone.
 pub fn serve(listener: &Listener, in_hand: &File, execed: &Sender<Execed>) -> io::Result<()> {
+    be_prompt();
     while let Some(n) = listener.recv(None)? {
         // Without it the guardian only guesses; the call itself must go on.
         let _ = in_hand.write_all_at(&n.id.to_ne_bytes(), 0);

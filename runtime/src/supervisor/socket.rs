@@ -27,11 +27,16 @@ const CONNECTIONS: usize = 32;
 /// How long a connection may take to ask.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The bound socket. Removes itself.
+/// How long the supervisor's end waits for answers that are being written.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The bound socket. Removes itself, after the answers that are under way were given.
 #[derive(Debug)]
 pub struct JobSocket {
     listener: UnixListener,
     path: PathBuf,
+    /// Requests that were read and are not answered yet.
+    answering: Arc<AtomicUsize>,
 }
 
 impl JobSocket {
@@ -51,7 +56,11 @@ impl JobSocket {
         let path = jobs.join(&name);
         let listener = bound?;
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
-        Ok(Self { listener, path })
+        Ok(Self {
+            listener,
+            path,
+            answering: Arc::default(),
+        })
     }
 
     /// Where it is.
@@ -66,6 +75,7 @@ impl JobSocket {
     pub fn serve<M: Send + 'static>(&self, shared: Arc<Shared>, handle: Handle<M>, own_filters: u32) -> io::Result<()> {
         let listener = self.listener.try_clone()?;
         let busy = Arc::new(AtomicUsize::new(0));
+        let answering = Arc::clone(&self.answering);
         std::thread::Builder::new().name("job-socket".into()).spawn(move || {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else {
@@ -78,11 +88,12 @@ impl JobSocket {
                     continue;
                 }
                 let (shared, handle, slot) = (Arc::clone(&shared), handle.clone(), Slot(Arc::clone(&busy)));
+                let answering = Arc::clone(&answering);
                 // A failed spawn drops the closure and with it the connection and its slot.
                 let _ = std::thread::Builder::new().name("job-request".into()).spawn(move || {
                     let _slot = slot;
                     // The asker sees the end of its connection; there is nobody else to tell.
-                    let _ = answer(stream, &shared, &handle, own_filters);
+                    let _ = answer(stream, &shared, &handle, own_filters, &answering);
                 });
             }
         })?;
@@ -93,10 +104,15 @@ impl JobSocket {
 impl Drop for JobSocket {
     fn drop(&mut self) {
         remove_socket(&self.path);
+        // Whoever killed the job's last process by a request still wants to hear that it was done.
+        let deadline = std::time::Instant::now() + LAST_WORDS;
+        while self.answering.load(Ordering::Acquire) > 0 && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
-/// One of the connections that may exist.
+/// One in a count, until dropped.
 struct Slot(Arc<AtomicUsize>);
 
 impl Drop for Slot {
@@ -116,6 +132,7 @@ fn answer<M: Send + 'static>(
     shared: &Shared,
     handle: &Handle<M>,
     own_filters: u32,
+    answering: &Arc<AtomicUsize>,
 ) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     if let Err(refusal) = admit(&stream, shared) {
@@ -124,6 +141,8 @@ fn answer<M: Send + 'static>(
     let Some(request) = frames::read::<Request>(&mut stream, LONGEST)? else {
         return Ok(());
     };
+    answering.fetch_add(1, Ordering::AcqRel);
+    let _answering = Slot(Arc::clone(answering));
     match request {
         Request::Ps => {
             let processes = list(shared, own_filters)?;

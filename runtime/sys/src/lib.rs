@@ -13,6 +13,7 @@ pub mod probe;
 pub mod procmem;
 pub mod ptrace;
 pub mod reach;
+pub mod sched;
 pub mod seccomp;
 pub mod session;
 pub mod shared;

@@ -3,7 +3,6 @@
 use mosix_tests::binary::mosix;
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -34,9 +33,14 @@ impl Stand {
         if nix::unistd::geteuid().is_root() {
             std::os::unix::fs::chown(stand.path(), Some(NOBODY), Some(NOBODY)).unwrap();
             stand.uid = Some(NOBODY);
-            // The build may lie where only root can look: the ordinary user gets a copy.
-            std::fs::copy(mosix(), stand.mosix()).unwrap();
-            std::fs::set_permissions(stand.mosix(), PermissionsExt::from_mode(0o755)).unwrap();
+            // The build may lie where only root can look: the ordinary user gets a copy. Made by another program, because a
+            // descriptor open for writing here could be inherited by another test's child, and the copy then be "busy".
+            let copied = Command::new("install")
+                .args(["-m", "755"])
+                .arg(mosix())
+                .arg(stand.mosix())
+                .status();
+            assert!(copied.unwrap().success());
         }
         stand
     }
