@@ -108,7 +108,7 @@ async fn serve(node: &Arc<Node>, mut socket: UnixStream) -> io::Result<()> {
             Request::OpenStream { node: to, job, purpose } => {
                 let opened = match node.jobs.owner(job) {
                     Some(owner) if owner != user && !may_all => {
-                        Err(Response::Error(format!("job {job} is not of user {user}")))
+                        Err(Box::new(Response::Error(format!("job {job} is not of user {user}"))))
                     }
                     _ => node.open_stream(&to, job, purpose).await,
                 };
@@ -117,7 +117,7 @@ async fn serve(node: &Arc<Node>, mut socket: UnixStream) -> io::Result<()> {
                         within(IDLE, "answering", send_with_fd(&socket, &Response::Stream, fd.as_fd())).await?;
                         continue;
                     }
-                    Err(answer) => answer,
+                    Err(answer) => *answer,
                 }
             }
         };

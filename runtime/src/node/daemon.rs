@@ -300,12 +300,17 @@ impl Node {
     }
 
     /// Opens a connection to a job's agent, or gives the answer that says why not.
-    pub(super) async fn open_stream(&self, to: &NodeName, job: JobId, purpose: Purpose) -> Result<OwnedFd, Response> {
-        let refused = |why: String| Response::Error(why);
+    pub(super) async fn open_stream(
+        &self,
+        to: &NodeName,
+        job: JobId,
+        purpose: Purpose,
+    ) -> Result<OwnedFd, Box<Response>> {
+        let refused = |why: String| Box::new(Response::Error(why));
         let answered = |answer: StreamAnswer| match answer {
             StreamAnswer::Ok => Ok(()),
-            StreamAnswer::No(why) => Err(Response::Error(reason(why))),
-            StreamAnswer::NoAgent(why) => Err(Response::NoAgent(reason(why))),
+            StreamAnswer::No(why) => Err(Box::new(Response::Error(reason(why)))),
+            StreamAnswer::NoAgent(why) => Err(Box::new(Response::NoAgent(reason(why)))),
         };
         let hello = StreamHello {
             job,

@@ -89,8 +89,12 @@ pub fn watch(node: &Arc<Node>, job: JobId, uid: u32, home: Nonce, pid: Option<i3
         tracing::debug!(%job, ?pid, "the supervisor cannot be watched");
         return Ok(());
     };
-    let pidfd =
-        AsyncFd::with_interest(pidfd, Interest::READABLE).map_err(|error| format!("watching job {job}: {error}"))?;
+    #[expect(
+        deprecated,
+        reason = "unsound only for types that do not own their descriptor; an OwnedFd does"
+    )]
+    let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE);
+    let pidfd = pidfd.map_err(|error| format!("watching job {job}: {error}"))?;
     let node = node.clone();
     tokio::spawn(async move {
         if pidfd.readable().await.is_err() {

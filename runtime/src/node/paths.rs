@@ -24,8 +24,12 @@ fn state_dir_from(variable: impl Fn(&str) -> Option<std::ffi::OsString>, root: b
         return Ok("/var/lib/mosix".into());
     }
     let home = variable("HOME").map(PathBuf::from).filter(|home| home.is_absolute());
-    let home =
-        home.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no state folder: set MOSIX_STATE_DIR or HOME"))?;
+    let home = home.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "no state folder: set MOSIX_STATE_DIR or HOME",
+        )
+    })?;
     Ok(home.join(".local/state/mosix"))
 }
 

@@ -291,7 +291,7 @@ pub fn two_daemons_on_one_folder() {
 pub fn failing_agents() {
     let cluster = Cluster::up(2);
     if !rustix::process::geteuid().is_root() {
-        println!("  skipped: only root may name other users");
+        crate::skipped("bad_input::failing_agents", "only root may name other users");
         return;
     }
     for (uid, wanted) in [
@@ -325,7 +325,7 @@ pub fn other_users() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     if !rustix::process::geteuid().is_root() {
-        println!("  skipped: only root can be another user");
+        crate::skipped("bad_input::other_users", "only root can be another user");
         return;
     }
     let cluster = Cluster::up(1);
