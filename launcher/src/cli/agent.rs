@@ -14,7 +14,11 @@ pub struct AgentArgs {
 /// Runs the agent in this process.
 pub fn run(args: &AgentArgs) -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MOSIX_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     tracing::debug!(job = %args.job, "agent starts");
     mosix_runtime::agent::main()
 }

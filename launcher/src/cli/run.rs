@@ -95,7 +95,9 @@ fn start(args: RunArgs) -> anyhow::Result<ExitCode> {
 ///
 /// The file is opened for each line: the supervisor keeps no descriptor that it inherited.
 fn log_to_file() {
-    let Some(path) = std::env::var_os("MOSIX_LOG_FILE") else { return };
+    let Some(path) = std::env::var_os("MOSIX_LOG_FILE") else {
+        return;
+    };
     let filter = tracing_subscriber::EnvFilter::try_from_env("MOSIX_LOG").unwrap_or_else(|_| "info".into());
     let writer = move || -> Box<dyn std::io::Write> {
         match std::fs::File::options().create(true).append(true).open(&path) {
@@ -103,5 +105,9 @@ fn log_to_file() {
             Err(_) => Box::new(std::io::sink()),
         }
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .with_ansi(false)
+        .init();
 }

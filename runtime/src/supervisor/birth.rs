@@ -130,7 +130,9 @@ fn guest(program: &Program, socket: &OwnedFd) -> ! {
 }
 
 fn install(socket: &OwnedFd) -> io::Result<()> {
-    let Ok(program) = filter::home() else { return tell_ready(socket, Filtering::Refused(libc::EINVAL), None) };
+    let Ok(program) = filter::home() else {
+        return tell_ready(socket, Filtering::Refused(libc::EINVAL), None);
+    };
     match install_with_listener(&program, Privs::WhenNeeded) {
         Ok(installed) => {
             let on = Filtering::On {
