@@ -169,7 +169,7 @@ fn execve_under_a_one_millisecond_timer() {
     let interrupted = |run: &mut Command| out(&run.output().unwrap()).trim().parse::<u32>().unwrap();
     assert_eq!(interrupted(&mut stand.command("./timer")), 0);
     assert_eq!(interrupted(&mut stand.verb(&["run", "--no-filter", "./timer"])), 0);
-    // The kernel lets a signal with a handler without SA_RESTART interrupt a trapped call before it is received (ADR 0007): here a
+    // The kernel lets a signal with a handler without SA_RESTART interrupt a trapped call before it is received (ADR 0008): here a
     // few microseconds of each millisecond. A listener that does anything else fails this: 0.3 ms late were 26 %.
     let under_filter = interrupted(&mut stand.run(&["./timer"]));
     assert!(
