@@ -10,7 +10,7 @@ use mosix_runtime::node::{message, paths};
 use mosix_runtime::process::capture::{self, capture};
 use mosix_runtime::process::freeze::freeze;
 use mosix_runtime::process::inject::inject;
-use mosix_runtime::process::layout::{of_home, runs, vdso};
+use mosix_runtime::process::layout::{Run, of_home, runs, vdso};
 use mosix_runtime::process::{maps, memory};
 use mosix_sys::process::{Fork, Wait, exit_now, fork, wait_for};
 use mosix_sys::procmem::ProcMem;
@@ -24,7 +24,6 @@ use mosix_wire::link::{Destination, Exit, ToHome, ToHost};
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -34,6 +33,8 @@ use std::time::{Duration, Instant};
 
 const JOB: JobId = JobId(77);
 const HOME: Nonce = Nonce(0xabc);
+/// What home says to calls it does not know.
+const ANSWER: i64 = 4242;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const GUEST: &str = r#"
@@ -68,7 +69,15 @@ os.write(1, b"end\n")
 os._exit(43)
 "#;
 
+mod escape;
+
 fn main() {
+    agent_for("a_program_lives_on_an_agent", there_and_back);
+    agent_for("a_guest_reaches_nothing_of_its_host", escape::run);
+}
+
+/// Runs a case with an agent of its own, which must end well and leave nothing.
+fn agent_for(name: &str, case: fn(&Path)) {
     let dir = tempfile::tempdir().expect("folder");
     let start = AgentStart {
         job: JOB,
@@ -103,7 +112,7 @@ fn main() {
         assert!(begin.elapsed() < PATIENCE, "the agent does not listen");
         std::thread::sleep(Duration::from_millis(2));
     }
-    there_and_back(&socket);
+    case(&socket);
     let status = loop {
         if let Wait::Some(waited) = wait_for(agent, true)
             && waited.status.is_end()
@@ -113,7 +122,7 @@ fn main() {
     };
     assert_eq!(status.code(), Some(0), "the agent ends well");
     assert!(!socket.exists(), "its socket is gone");
-    println!("test a_program_lives_on_an_agent ... ok");
+    println!("test {name} ... ok");
 }
 
 /// Gives the agent one end of a connection, as its node's daemon does.
@@ -136,9 +145,31 @@ struct Home {
     parent: Mutex<i64>,
     /// The open sleep: call and when it ends.
     sleeping: Mutex<Option<(Call, Instant)>>,
+    /// Numbers of other calls, all answered with [`ANSWER`].
+    others: Mutex<Vec<u32>>,
 }
 
 impl Home {
+    /// Opens the session.
+    fn new(socket: &Path) -> (Arc<Self>, Receiver<ToHome>) {
+        let socket = socket.to_owned();
+        let opener = move || Ok(connect(&socket, Purpose::Session));
+        let session = Session::dial(opener, SessionOptions::default()).unwrap();
+        let home = Arc::new(Self {
+            session,
+            written: Mutex::default(),
+            parent: Mutex::new(7777),
+            sleeping: Mutex::default(),
+            others: Mutex::default(),
+        });
+        let (tx, from) = channel();
+        let reader = Arc::clone(&home);
+        std::thread::spawn(move || reader.read(tx));
+        home.tell(&ToHost::Hello { job: JOB, home: HOME, lease_s: 60, clocks: capture::clocks() });
+        expect(&from, |m| matches!(m, ToHome::Welcome { .. }));
+        (home, from)
+    }
+
     fn tell(&self, message: &ToHost) {
         self.session.send(&encode_body(message).unwrap(), &[]).unwrap();
     }
@@ -177,7 +208,10 @@ impl Home {
                     }
                 });
             }
-            nr => panic!("the guest makes call {nr}"),
+            _ => {
+                self.others.lock().unwrap().push(call.nr);
+                self.answer(&call, ANSWER);
+            }
         }
     }
 
@@ -217,11 +251,18 @@ fn expect(from: &Receiver<ToHome>, what: impl Fn(&ToHome) -> bool) -> ToHome {
     }
 }
 
-/// Starts the guest, and takes it apart where it stands after its first byte.
-fn take(epoch: Epoch) -> (std::process::Child, ProcessImage, Vec<PathBuf>, Vec<mosix_runtime::process::layout::Run>) {
-    let mut command = Command::new("/usr/bin/python3");
-    command.args(["-S", "-c", GUEST]).env("GLIBC_TUNABLES", "glibc.pthread.rseq=0").stdout(Stdio::piped());
-    let mut child = command.spawn().expect("python3");
+/// A program taken apart.
+struct Taken {
+    child: std::process::Child,
+    image: ProcessImage,
+    paths: Vec<PathBuf>,
+    runs: Vec<Run>,
+}
+
+/// Starts a guest, and takes it apart where it stands after its first byte.
+fn take(mut command: Command, epoch: Epoch) -> Taken {
+    command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0").stdout(Stdio::piped());
+    let mut child = command.spawn().expect("the guest starts");
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).expect("ready");
     let pid = child.id() as i32;
     let frozen = freeze(pid, &[], Duration::from_secs(2)).expect("freezes");
@@ -247,7 +288,42 @@ fn take(epoch: Epoch) -> (std::process::Child, ProcessImage, Vec<PathBuf>, Vec<m
         attributes: captured.attributes,
     };
     let runs = runs(pid, &layout.vmas, &layout.pages).expect("runs");
-    (child, image, layout.paths.into_iter().map(PathBuf::from).collect(), runs)
+    Taken { child, image, paths: layout.paths.into_iter().map(PathBuf::from).collect(), runs }
+}
+
+impl Taken {
+    /// Sends files, image and pages, and has the body released.
+    fn arrive(&self, socket: &Path, home: &Home, from: &Receiver<ToHome>) {
+        let (image, pid, epoch) = (&self.image, self.image.pid, self.image.epoch);
+        let mut stream = connect(socket, Purpose::Pages);
+        send(&mut stream, &ToHost::Files(image.files.clone()), &[]);
+        let ToHome::Lacks(lacks) = stream.recv().unwrap().message().unwrap() else { panic!("no Lacks") };
+        for (file, path) in image.files.iter().zip(&self.paths).filter(|(file, _)| lacks.contains(file)) {
+            let bytes = std::fs::read(path).unwrap();
+            for (index, part) in bytes.chunks(1 << 20).enumerate() {
+                let offset = (index << 20) as u64;
+                let last = offset + part.len() as u64 == bytes.len() as u64;
+                send(&mut stream, &ToHost::FileBytes { file: file.clone(), offset, last }, part);
+            }
+        }
+        send(&mut stream, &ToHost::Arrive(Box::new(image.clone())), &[]);
+        let deputy = ProcMem::force(pid.0).unwrap();
+        let bytes = memory::read(&deputy, &self.runs, |address, bytes| {
+            send(&mut stream, &ToHost::Pages { pid, address }, bytes);
+            Ok(())
+        });
+        send(&mut stream, &ToHost::ImageEnd { pid, pages: bytes.unwrap() / 4096 }, &[]);
+        expect(from, |m| matches!(m, ToHome::Complete { epoch: e, .. } if *e == epoch));
+        home.tell(&ToHost::Run { pid, epoch });
+        expect(from, |m| matches!(m, ToHome::Running { epoch: e, .. } if *e == epoch));
+    }
+
+    /// Ends the original.
+    fn end(mut self) {
+        self.child.kill().unwrap();
+        let tids: Vec<i32> = self.image.threads.iter().map(|thread| thread.tid.0).collect();
+        mosix_runtime::agent::birth::end_threads(self.image.pid.0, &tids);
+    }
 }
 
 fn send(stream: &mut Stream, message: &ToHost, payload: &[u8]) {
@@ -262,48 +338,16 @@ fn siginfo(signal: i32, pid: i32) -> SigInfo {
 }
 
 fn there_and_back(socket: &Path) {
-    let socket_path = socket.to_owned();
-    let opener = move || Ok(connect(&socket_path, Purpose::Session));
-    let session = Session::dial(opener, SessionOptions::default()).unwrap();
-    let home = Arc::new(Home {
-        session,
-        written: Mutex::default(),
-        parent: Mutex::new(7777),
-        sleeping: Mutex::default(),
-    });
-    let (tx, from) = channel();
-    let reader = Arc::clone(&home);
-    std::thread::spawn(move || reader.read(tx));
-    home.tell(&ToHost::Hello { job: JOB, home: HOME, lease_s: 60, clocks: capture::clocks() });
-    expect(&from, |m| matches!(m, ToHome::Welcome { .. }));
+    let (home, from) = Home::new(socket);
 
     // There.
-    let (mut child, image, paths, runs) = take(Epoch(1));
-    let pid = image.pid;
+    let mut command = Command::new("/usr/bin/python3");
+    command.args(["-S", "-c", GUEST]);
+    let taken = take(command, Epoch(1));
+    let pid = taken.image.pid;
     let begin = Instant::now();
-    let mut stream = connect(socket, Purpose::Pages);
-    send(&mut stream, &ToHost::Files(image.files.clone()), &[]);
-    let ToHome::Lacks(lacks) = stream.recv().unwrap().message().unwrap() else { panic!("no Lacks") };
-    assert_eq!(lacks.len(), image.files.len());
-    for (file, path) in image.files.iter().zip(&paths) {
-        let bytes = std::fs::read(path).unwrap();
-        for (index, part) in bytes.chunks(1 << 20).enumerate() {
-            let offset = (index << 20) as u64;
-            let last = offset + part.len() as u64 == bytes.len() as u64;
-            send(&mut stream, &ToHost::FileBytes { file: file.clone(), offset, last }, part);
-        }
-    }
-    send(&mut stream, &ToHost::Arrive(Box::new(image.clone())), &[]);
-    let deputy = ProcMem::force(pid.0).unwrap();
-    let bytes = memory::read(&deputy, &runs, |address, bytes| {
-        send(&mut stream, &ToHost::Pages { pid, address }, bytes);
-        Ok(())
-    });
-    send(&mut stream, &ToHost::ImageEnd { pid, pages: bytes.unwrap() / 4096 }, &[]);
-    expect(&from, |m| matches!(m, ToHome::Complete { epoch: Epoch(1), .. }));
+    taken.arrive(socket, &home, &from);
     println!("arrival took {:?}", begin.elapsed());
-    home.tell(&ToHost::Run { pid, epoch: Epoch(1) });
-    expect(&from, |m| matches!(m, ToHome::Running { epoch: Epoch(1), .. }));
     home.wait_for_text("slept 1\n");
     let text = String::from_utf8_lossy(&home.written.lock().unwrap()).into_owned();
     let sum = { (0..1_000_000u64).fold(0, |n, i| (n * 31 + i) % 1_000_003) * 3 };
@@ -332,12 +376,8 @@ fn there_and_back(socket: &Path) {
     home.wait_for_text("end\n");
     let end = expect(&from, |m| matches!(m, ToHome::Exited { .. }));
     assert_eq!(end, ToHome::Exited { pid, epoch: Epoch(1), how: Exit::Code(43) });
-    child.kill().unwrap();
-    let tids: Vec<i32> = image.threads.iter().map(|thread| thread.tid.0).collect();
-    mosix_runtime::agent::birth::end_threads(pid.0, &tids);
-
-    // A second body, dropped while it computes: nothing is left.
-    hostile(socket, &home, &from, &image);
+    hostile(socket, &home, &from, &taken.image);
+    taken.end();
     home.tell(&ToHost::Bye);
 }
 
@@ -410,9 +450,4 @@ fn expect_refused(from: &Receiver<ToHome>, wanted: Epoch) {
             _ => {}
         }
     }
-}
-
-#[allow(dead_code, reason = "kept for reading files by position in longer guests")]
-fn read_at(path: &Path, offset: u64, bytes: &mut [u8]) -> std::io::Result<usize> {
-    std::fs::File::open(path)?.read_at(bytes, offset)
 }
