@@ -22,19 +22,12 @@ fn home(name: &str) {
     guest.pass();
 }
 
-/// The same with two rounds of moves before it is told to go on, so that what follows happens at home; and with one move
-/// more, so that it happens on n2.
+/// The same with moves before it is told to go on: so that what follows happens on n2, on n3, at home again, and on n2 after
+/// two rounds.
 fn moving(name: &str) {
     require!(require::program("cc"));
-    for times in [6, 4] {
-        let mut guest = Guest::start(
-            name,
-            &[],
-            How::Moving {
-                lab: Lab::shared(),
-                period: PERIOD,
-            },
-        );
+    for times in [1, 2, 3, 7] {
+        let mut guest = Guest::start(name, &[], How::Moving { lab: Lab::shared(), period: PERIOD });
         std::thread::sleep(PERIOD);
         guest.go_round(times);
         let verdict = guest.pass();

@@ -204,7 +204,7 @@ impl<'a> Guest<'a> {
         self.tell();
         let verdict = self.end();
         let fine = verdict.status.code() == Some(0) && verdict.lines == ["PASS"] && verdict.stderr.is_empty();
-        assert!(fine, "{name}: {}, {verdict:?}", describe(verdict.status));
+        assert!(fine, "{name} after {} moves: {}, {verdict:?}", verdict.moves.done, describe(verdict.status));
         verdict
     }
 }
