@@ -3,8 +3,9 @@
 #define SIZE (1 << 20)
 static int ends[2], done[2];
 
-static void reader(void)
+static void reader(pid_t parent)
 {
+	end_with(parent);
 	char *all = malloc(SIZE);
 	size_t have = 0;
 	SYS(close(ends[1]));
@@ -34,9 +35,9 @@ int main(void)
 	SYS(pipe(done));
 	char *all = malloc(SIZE);
 	fill(all, SIZE, 7);
-	pid_t child = SYS(fork());
+	pid_t parent = getpid(), child = SYS(fork());
 	if (child == 0)
-		reader();
+		reader(parent);
 	SYS(close(ends[0]));
 	ready();
 	ssize_t n = write(ends[1], all, SIZE);

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
@@ -100,15 +101,23 @@ static inline double now(clockid_t clock)
 	return t.tv_sec + t.tv_nsec / 1e9;
 }
 
+/* A child that outlives a failed parent would keep the harness waiting for its end of the pipe. */
+static inline void end_with(pid_t parent)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		_exit(0);
+}
+
 /* Starts a child that waits for the line and then runs `act`. It ends with its parent. */
 static inline pid_t on_line(void (*act)(void *), void *argument)
 {
 	pid_t parent = getpid();
 	pid_t child = SYS(fork());
 	if (child == 0) {
+		end_with(parent);
 		wait_line();
-		if (getppid() == parent)
-			act(argument);
+		act(argument);
 		_exit(0);
 	}
 	return child;

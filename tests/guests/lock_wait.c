@@ -8,8 +8,9 @@ int main(void)
 	int fd = SYS(mkstemp(name)), ends[2];
 	SYS(pipe(ends));
 	struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 10, .l_len = 5 };
-	pid_t child = SYS(fork());
+	pid_t parent = getpid(), child = SYS(fork());
 	if (child == 0) {
+		end_with(parent);
 		int own = SYS(open(name, O_RDWR));
 		SYS(fcntl(own, F_SETLK, &lock));
 		SYS(flock(own, LOCK_EX));

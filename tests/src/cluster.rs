@@ -196,7 +196,8 @@ impl<'a> Node<'a> {
 
     /// Runs `mosix ARGS` on this node.
     pub fn mosix(&self, args: &[&str]) -> Output {
-        self.command(["mosix"].into_iter().chain(args.iter().copied()))
+        // A verb that hangs must be seen as such; timeout(1) ends it with 124.
+        self.command(["timeout", "90", "mosix"].into_iter().chain(args.iter().copied()))
             .output()
             .expect("run mosix")
     }

@@ -24,7 +24,7 @@ pub struct Guest<'a> {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
-    stderr: Option<std::thread::JoinHandle<String>>,
+    stderr: Receiver<String>,
     moves: Moves,
 }
 
@@ -88,10 +88,12 @@ impl<'a> Guest<'a> {
         let stdin = child.stdin.take();
         let lines = lines(child.stdout.take().expect("stdout"));
         let mut pipe = child.stderr.take().expect("stderr");
-        let stderr = std::thread::spawn(move || {
+        let (sender, stderr) = channel();
+        std::thread::spawn(move || {
             let mut text = Vec::new();
             let _ = pipe.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+            // Nobody listens any more when the test has failed otherwise.
+            let _ = sender.send(String::from_utf8_lossy(&text).into_owned());
         });
         let mut guest = Self {
             name: name.to_owned(),
@@ -101,7 +103,7 @@ impl<'a> Guest<'a> {
             child,
             stdin,
             lines,
-            stderr: Some(stderr),
+            stderr,
             moves: Moves::default(),
         };
         match guest.lines.recv_timeout(STEP) {
@@ -178,12 +180,10 @@ impl<'a> Guest<'a> {
         let deadline = Instant::now() + STEP;
         let status = wait(&mut self.child, deadline);
         drop(self.stdin.take());
-        let lines: Vec<String> = self.lines.iter().collect();
-        let stderr = self
-            .stderr
-            .take()
-            .map(|thread| thread.join().unwrap_or_default())
-            .unwrap_or_default();
+        // What it left behind may keep the pipes open: that is then the test's failure, not its standstill.
+        let patience = Duration::from_secs(3);
+        let lines: Vec<String> = std::iter::from_fn(|| self.lines.recv_timeout(patience).ok()).collect();
+        let stderr = self.stderr.recv_timeout(patience).unwrap_or_else(|_| "(stderr is still open)".to_owned());
         let Some(status) = status else {
             panic!(
                 "{} (pid {}) did not end; {} moves; said {lines:?}; stderr {stderr:?}",
