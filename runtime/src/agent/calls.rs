@@ -16,7 +16,7 @@
 
 use crate::syscall::marshal::Scatter;
 use mosix_sys::notif::Notification;
-use mosix_wire::call::Reply;
+use mosix_wire::call::{NEEDS_HOME, Reply};
 use mosix_wire::ids::{Seq, Tid};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
@@ -164,6 +164,11 @@ pub enum Replied {
         /// What becomes of the outputs.
         scatter: Scatter,
     },
+    /// Home does not execute it for a host: the process comes home, its thread waits.
+    NeedsHome {
+        /// The system call.
+        nr: i32,
+    },
     /// Kept for when the thread makes the call again.
     Kept,
     /// Nothing waits for it.
@@ -296,6 +301,17 @@ impl Calls {
         let found = state.threads.iter_mut().find(|(_, thread)| thread.tid == reply.tid);
         let Some((&host, thread)) = found else { return Replied::Stale };
         let open = |sent: &Option<Sent>| sent.as_ref().is_some_and(|sent| sent.seq == reply.seq.0);
+        if reply.result == NEEDS_HOME {
+            // Nothing was executed: the thread makes the call again, at home.
+            thread.parked.take_if(|parked| parked.sent.seq == reply.seq.0);
+            return match &mut thread.waiting {
+                Some(waiting) if open(&waiting.sent) => {
+                    waiting.sent = None;
+                    Replied::NeedsHome { nr: waiting.made.nr }
+                }
+                _ => Replied::Kept,
+            };
+        }
         if let Some(waiting) = &thread.waiting
             && open(&waiting.sent)
         {

@@ -230,6 +230,10 @@ pub fn replied(shared: &Shared, reply: &Reply, payload: &[u8]) {
                 Err(error) => tracing::error!(pid = %body.pid, tid = host, %error, "home's reply"),
             }
         }
+        Replied::NeedsHome { nr } => {
+            tracing::debug!(pid = %reply.pid, nr, "home wants the process back for a call");
+            shared.command(Command::WantHome(body.pid, nr as u32));
+        }
         Replied::Kept => {}
         Replied::Stale => tracing::debug!(pid = %reply.pid, tid = %reply.tid, seq = reply.seq.0, "a reply nobody waits for"),
     }

@@ -13,7 +13,7 @@ use crate::process::window::{ScriptError, Window, slot_offset};
 use crate::syscall::{policy, relocate};
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::{SHARED, SLOT_BUFFER, SLOT_BUFFER_SIZE, STATE_DONE};
-use mosix_wire::call::{Call, Reply};
+use mosix_wire::call::{Call, NEEDS_HOME, Reply};
 use mosix_wire::ids::{Epoch, NodeName, Pid, Seq, Tid};
 use mosix_wire::link::ToHost;
 use std::collections::HashMap;
@@ -334,8 +334,8 @@ impl Deputy {
             let (Resume::Block { nr } | Resume::Short { nr, .. }) = resume;
             *nr == call.nr
         });
-        if let Err(errno) = permit(&call, payload, job) {
-            let reply = reply(&call, -i64::from(errno), vec![0; call.outputs.len()]);
+        if !permitted(&call, payload, job) {
+            let reply = reply(&call, NEEDS_HOME, vec![0; call.outputs.len()]);
             self.send(&reply, &[]);
             record.state = State::Answered(reply, Vec::new());
             return;
@@ -474,11 +474,11 @@ enum StartError {
     Script(#[from] ScriptError),
 }
 
-fn permit(call: &Call, payload: &[u8], job: &dyn policy::JobView) -> Result<(), i32> {
-    policy::permit(call, payload, job).map_err(|denied| {
-        tracing::warn!(%denied, "refused by the away policy");
-        denied.errno
-    })
+/// Whether the away policy lets a host make the call. A truthful body makes it at home, where the policy has no say.
+fn permitted(call: &Call, payload: &[u8], job: &dyn policy::JobView) -> bool {
+    policy::permit(call, payload, job)
+        .inspect_err(|denied| tracing::warn!(%denied, "refused by the away policy"))
+        .is_ok()
 }
 
 fn reply(call: &Call, result: i64, lengths: Vec<u32>) -> Reply {

@@ -19,6 +19,7 @@ use mosix_loader::script::abi::{ARENA, SHARED};
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Regs};
 use mosix_wire::ids::{Pid, Seq, Tid};
+use mosix_wire::call::NEEDS_HOME;
 use mosix_wire::image::{ProcessImage, ThreadImage};
 use std::io;
 use std::time::{Duration, Instant};
@@ -161,7 +162,9 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
         if !open_here(process, thread) {
             native(process, thread, None);
         } else if let Some((reply, payload)) = deputy.answered(tid) {
-            native(process, thread, Some(Ended { tid, reply, payload }));
+            // A call that no host may have made is made now.
+            let executed = reply.result != NEEDS_HOME;
+            native(process, thread, executed.then_some(Ended { tid, reply, payload }));
         } else {
             process.lingering.insert(tid, thread.clone());
             if let Err(error) = relax(tid, thread, &deputy) {

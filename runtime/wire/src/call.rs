@@ -69,6 +69,10 @@ pub enum Extent {
     LongLengthAt(u32),
 }
 
+/// The result of a call that the away policy does not let a host make: nothing was executed. The host brings the process
+/// home, where its thread makes the call again, natively. No kernel returns this value.
+pub const NEEDS_HOME: i64 = i64::MIN;
+
 /// The answer to a [`Call`]. The frame's payload is the concatenated bytes of its outputs; an output that brought fewer bytes
 /// than its room is named in `lengths`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -81,6 +85,7 @@ pub struct Reply {
     pub seq: Seq,
     /// The raw kernel result: a value, `-errno`, or, only after [`Cancel`](crate::link::ToHome::Cancel), an internal restart
     /// code (-512, -513, -514 or -516). What the agent answers the body is in the contract "signals"; -516 never reaches a kernel.
+    /// Or [`NEEDS_HOME`].
     pub result: i64,
     /// Bytes that came back for each output, in order.
     pub lengths: Vec<u32>,
