@@ -165,6 +165,9 @@ pub fn begin(
             return Err(error);
         }
     };
+    for (thread, frozen) in image.threads.iter_mut().zip(&frozen.threads) {
+        process.signals.make_true(frozen.tid, &mut thread.pending);
+    }
     for (tid, info) in process.signals.undelivered() {
         let info = SigInfo(info.to_vec());
         match tid.and_then(|tid| image.threads.iter_mut().find(|thread| thread.tid == tid)) {

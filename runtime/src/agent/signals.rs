@@ -53,6 +53,23 @@ pub struct Signals {
 }
 
 impl Signals {
+    /// Gives captured pending signals of a thread their true siginfo: what the agent had sent itself shows only the agent.
+    pub fn make_true(&self, host: i32, pending: &mut [SigInfo]) {
+        let mut used: HashMap<i32, usize> = HashMap::new();
+        for pending in pending {
+            let Ok(info) = RawSigInfo::try_from(pending.0.as_slice()) else { continue };
+            if code(&info) != SI_TKILL || sender(&info) != 0 {
+                continue;
+            }
+            let signal = number(&info);
+            let place = used.entry(signal).or_default();
+            if let Some(truth) = self.expected.get(&(host, signal)).and_then(|queue| queue.get(*place)) {
+                pending.0 = truth.to_vec();
+                *place += 1;
+            }
+        }
+    }
+
     /// What was not delivered: the thread it is for, or the process, and siginfo.
     pub fn undelivered(&self) -> Vec<(Option<Tid>, RawSigInfo)> {
         self.due.clone()

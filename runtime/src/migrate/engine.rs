@@ -203,13 +203,14 @@ impl HomeEngine {
             }
             HomeEffect::ReleaseHere => {
                 if let Some(process) = self.processes.get_mut(&pid)
-                    && let Some(image) = process.returning.take()
+                    && let Some(mut image) = process.returning.take()
                 {
+                    let left = home::owe(process, &mut image);
                     home::release(process, &image);
                     process.image = Some(*image);
                     process.incoming = None;
-                    // What came since the image was dressed; it is the kernel's again, without its sender's words.
-                    for (tid, info) in process.signals.drain(..) {
+                    // No thread lingers for these: they are the kernel's again, without their senders' words.
+                    for (tid, info) in left {
                         let Some(number) = info.0.first_chunk::<4>() else {
                             continue;
                         };
@@ -798,14 +799,14 @@ impl HomeEngine {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
-        let Some(thread) = process.lingering.get(&tid).cloned() else {
+        if !process.lingering.contains_key(&tid) {
             return;
-        };
+        }
         let deputy = process.deputy.clone();
         let done = match event {
             Event::Signal(signal) if signals::ignored(pid, signal) => signals::go_on(tid, deputy.as_deref()),
-            Event::Signal(signal) => home::interrupted(process, &thread, signal),
-            Event::Stop(libc::SIGTRAP) => signals::go_on(tid, deputy.as_deref()),
+            Event::Signal(_) => home::interrupted(process, tid),
+            Event::Stop(libc::SIGTRAP) => home::go_on(process, tid),
             Event::Stop(_) => ptrace::listen(tid),
             _ => ptrace::cont(tid, 0),
         };

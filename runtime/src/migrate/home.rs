@@ -20,7 +20,7 @@ use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Regs};
 use mosix_wire::ids::{Pid, Seq, Tid};
 use mosix_wire::call::NEEDS_HOME;
-use mosix_wire::image::{ProcessImage, ThreadImage};
+use mosix_wire::image::{ProcessImage, SigInfo, ThreadImage};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -167,7 +167,7 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
             native(process, thread, executed.then_some(Ended { tid, reply, payload }));
         } else {
             process.lingering.insert(tid, thread.clone());
-            if let Err(error) = relax(tid, thread, &deputy) {
+            if let Err(error) = relax(process, tid, thread) {
                 tracing::debug!(tid, %error, "thread is gone");
             }
         }
@@ -176,11 +176,11 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
 }
 
 /// A lingering thread takes signals by its own mask, and no longer dies with the tracer.
-fn relax(tid: i32, thread: &ThreadImage, deputy: &crate::deputy::Deputy) -> io::Result<()> {
+fn relax(process: &Process, tid: i32, thread: &ThreadImage) -> io::Result<()> {
     stop_all(&[tid])?;
     ptrace::set_options(tid, ptrace::OPTIONS)?;
     ptrace::set_sigmask(tid, thread.mask)?;
-    super::signals::go_on(tid, Some(deputy))
+    go_on(process, tid)
 }
 
 /// Gives a thread its registers and lets it go. `ended` is the answer of the call it waited for.
@@ -228,25 +228,58 @@ pub fn lingered(process: &mut Process, thread: &ThreadImage, ended: Ended) {
     native(process, thread, Some(ended));
 }
 
-/// A signal is due for a lingering thread stopped at its delivery: its call ends as it would have natively, and the thread is native.
+/// A signal is due for a lingering thread stopped at its delivery: its call is ended, and the signal waits, with what waited before it,
+/// for the thread's own state. The kernel then makes of it and of the call's restart code what it always does.
 ///
 /// # Errors
 /// When the thread is gone.
-pub fn interrupted(process: &mut Process, thread: &ThreadImage, signal: i32) -> io::Result<()> {
-    let tid = thread.tid.0;
-    let mut regs = Regs(thread.regs);
-    if (regs.orig_rax() as i64) >= 0 && (regs.rax() as i64) > -512 {
-        regs.set_rax(crate::process::restart::ERESTARTNOHAND as u64);
+pub fn interrupted(process: &mut Process, tid: i32) -> io::Result<()> {
+    let info = ptrace::siginfo(tid)?;
+    if let Some(thread) = process.lingering.get_mut(&tid) {
+        thread.pending.push(SigInfo(info.to_vec()));
     }
-    ptrace::set_xstate(tid, &thread.xsave)?;
-    ptrace::set_regs(tid, &regs)?;
-    ptrace::set_sigmask(tid, thread.mask)?;
-    process.held.remove(&tid);
-    process.lingering.remove(&tid);
-    if let Some(deputy) = &process.deputy {
-        deputy.leave(tid);
+    go_on(process, tid)
+}
+
+/// Lets a stopped lingering thread go on: to the end of its call when a signal is due, else with it.
+///
+/// # Errors
+/// When the thread is gone.
+pub fn go_on(process: &Process, tid: i32) -> io::Result<()> {
+    let deputy = process.deputy.as_deref();
+    let open = deputy.is_some_and(|deputy| deputy.open(tid).is_some());
+    match process.lingering.get(&tid) {
+        Some(thread) if open && is_due(process.pid, thread) => super::signals::cancel(tid),
+        _ => super::signals::go_on(tid, deputy),
     }
-    ptrace::detach(tid, signal)
+}
+
+/// Whether a signal that the thread does not block, and the process does not ignore, waits for it.
+fn is_due(pid: i32, thread: &ThreadImage) -> bool {
+    thread.pending.iter().any(|info| {
+        let Some(number) = info.0.first_chunk::<4>() else { return false };
+        let signal = i32::from_le_bytes(*number);
+        (1..=64).contains(&signal) && thread.mask >> (signal - 1) & 1 == 0 && !super::signals::ignored(pid, signal)
+    })
+}
+
+/// Gives signals that came while the process was rebuilt to threads that will linger, which take them by the rules above. What no such
+/// thread takes is returned.
+pub fn owe(process: &mut Process, image: &mut ProcessImage) -> Vec<(Option<i32>, SigInfo)> {
+    let waiting: Vec<_> = process.signals.drain(..).collect();
+    let mut left = Vec::new();
+    for (tid, info) in waiting {
+        let signal = info.0.first_chunk::<4>().map_or(0, |number| i32::from_le_bytes(*number));
+        let takes = |thread: &&mut ThreadImage| {
+            let free = (1..=64).contains(&signal) && thread.mask >> (signal - 1) & 1 == 0;
+            open_here(process, thread) && tid.map_or(free, |tid| tid == thread.tid.0)
+        };
+        match image.threads.iter_mut().find(takes) {
+            Some(thread) => thread.pending.push(info),
+            None => left.push((tid, info)),
+        }
+    }
+    left
 }
 
 /// Writes the outputs of an ended call into the process's memory, as the host's agent would have; gives the call's result.
