@@ -87,7 +87,7 @@ fn start(args: RunArgs) -> anyhow::Result<ExitCode> {
         filter: !args.no_filter,
     };
     log_to_file();
-    let launched = launch(spec, HomeEngine::new).context("cannot start the job")?;
+    let launched = launch(spec, |shared| HomeEngine::new(shared, cpu)).context("cannot start the job")?;
     stand_in(launched).context("lost sight of the program")
 }
 

@@ -7,13 +7,14 @@ use super::{Message, home, incoming, outgoing, signals};
 use crate::contract::commit::{Cause, Epochs, Home, HomeEffect, HomeEvent, Order, Place as Where, Report};
 use crate::deputy::Deputy;
 use crate::supervisor::engine::{Command, Context, Engine, Handle, Reply, Verdict};
+use crate::supervisor::environment::CpuLevel;
 use crate::supervisor::processes;
 use crate::supervisor::shared::{Shared, Usage};
 use crate::supervisor::stat::Stat;
 use mosix_sys::process::Waited;
 use mosix_sys::ptrace::{self, Event};
 use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Tid};
-use mosix_wire::image::SigInfo;
+use mosix_wire::image::{CpuImage, SigInfo};
 use mosix_wire::job::{Answer, Moved, Place, RefusalKind, Target};
 use mosix_wire::link::{Destination, Exit, ToHome, ToHost};
 use std::collections::{HashMap, VecDeque};
@@ -43,6 +44,8 @@ struct Wish {
 /// Moves the processes of one job.
 pub struct HomeEngine {
     shared: Arc<Shared>,
+    /// What the job's programs may use of the CPU.
+    birth: CpuImage,
     epochs: Epochs,
     nonce: Nonce,
     hosts: Option<Arc<Hosts>>,
@@ -64,8 +67,8 @@ impl std::fmt::Debug for HomeEngine {
 type Cx<'a> = Context<'a, Message>;
 
 impl HomeEngine {
-    /// An engine for the job; connects to nothing before the first move.
-    pub fn new(shared: &Arc<Shared>) -> Self {
+    /// An engine for the job, whose programs were told to use no more than `cpu`; connects to nothing before the first move.
+    pub fn new(shared: &Arc<Shared>, cpu: CpuLevel) -> Self {
         let mut nonce = [0; 8];
         // Only a name for this supervisor's life: if the kernel has no random bytes, the time names it too.
         if rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::empty()).is_err() {
@@ -79,6 +82,7 @@ impl HomeEngine {
         }
         Self {
             shared: Arc::clone(shared),
+            birth: cpu.birth(),
             epochs: Epochs::default(),
             nonce: Nonce(u64::from_le_bytes(nonce)),
             hosts: None,
@@ -641,7 +645,7 @@ impl HomeEngine {
             return refuse(RefusalKind::UnknownProcess, format!("process {pid} has ended"));
         }
         let epoch = self.epochs.fresh();
-        let process = self.processes.entry(pid).or_insert_with(|| Process::new(pid, epoch));
+        let process = self.processes.entry(pid).or_insert_with(|| Process::new(pid, epoch, &self.birth));
         if !process.state.settled() || process.journey.is_some() {
             if wish.since.elapsed() > TRANSFER {
                 return refuse(RefusalKind::Failed, format!("process {pid} is still moving"));

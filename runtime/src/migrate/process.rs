@@ -18,7 +18,7 @@ use mosix_loader::script::abi::OP_STOP_ON_ERROR;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event};
 use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Seq};
-use mosix_wire::image::{ProcessImage, SigInfo, ThreadImage};
+use mosix_wire::image::{CpuImage, ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::job::Place;
 use mosix_wire::link::Exit;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -93,6 +93,8 @@ pub struct Process {
     pub pid: i32,
     /// Program name.
     pub program: String,
+    /// What it may use of the CPU since its birth, which every node it visits must have.
+    pub birth: CpuImage,
     /// Where the body is, by the commit rules.
     pub state: Home<NodeName>,
     /// Its kernel half, once it has departed for the first time.
@@ -131,11 +133,12 @@ pub struct Process {
 
 impl Process {
     /// A process at home that was never moved.
-    pub fn new(pid: i32, epoch: Epoch) -> Self {
+    pub fn new(pid: i32, epoch: Epoch, birth: &CpuImage) -> Self {
         let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         Self {
             pid,
             program: comm.trim_end().to_owned(),
+            birth: birth.clone(),
             state: Home::AtHome { epoch },
             deputy: None,
             held: HashSet::new(),
@@ -246,7 +249,7 @@ impl Process {
             pending: Vec::new(),
             clocks: capture::clocks(),
             vdso: layout::vdso(&memory, &mappings),
-            cpu: crate::cpu::record(),
+            cpu: self.birth.clone(),
             attributes: captured.attributes,
         };
         let paths = layout.paths.clone();

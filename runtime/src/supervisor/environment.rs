@@ -8,6 +8,9 @@
 //!
 //! A value that the user gave for the same tunable wins.
 
+use crate::cpu::{self, Level};
+use mosix_wire::image::CpuImage;
+
 /// Which CPU features glibc may pick for the job, as the levels of the x86-64 psABI.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum CpuLevel {
@@ -35,6 +38,19 @@ const ABOVE_V2: &str = "-AVX,-AVX2,-BMI1,-BMI2,-F16C,-FMA,-FMA4,-LZCNT,-MOVBE,-X
 -AVX_Fast_Unaligned_Load";
 
 impl CpuLevel {
+    /// What a program born on this node under this level may use of the CPU, with this node's layout of registers.
+    #[must_use]
+    pub fn birth(self) -> CpuImage {
+        let mut image = cpu::record();
+        match self {
+            Self::V2 => cpu::narrow(&mut image, Level::V2),
+            Self::V3 => cpu::narrow(&mut image, Level::V3),
+            Self::V4 => cpu::narrow(&mut image, Level::V4),
+            Self::Native => {}
+        }
+        image
+    }
+
     /// The hwcaps mask, or `None` for no mask.
     fn mask(self) -> Option<String> {
         match self {
