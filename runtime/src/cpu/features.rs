@@ -83,15 +83,15 @@ pub fn present(enabled: u64, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Vec<String
 
 /// The psABI level that brings a feature: `Some(None)` for what every x86-64 CPU has, `None` for a feature of no level.
 ///
-/// XSAVE and its forms count as given: the dynamic linker uses them at every level.
+/// XSAVE counts as given: the dynamic linker uses it at every level. XSAVEC it uses only unless told otherwise.
 #[must_use]
 pub fn level(name: &str) -> Option<Option<Level>> {
     Some(match name {
-        "fpu" | "tsc" | "cx8" | "cmov" | "clflush" | "mmx" | "fxsr" | "sse" | "sse2" | "syscall" | "lm" | "xsave"
-        | "xsavec" => None,
+        "fpu" | "tsc" | "cx8" | "cmov" | "clflush" | "mmx" | "fxsr" | "sse" | "sse2" | "syscall" | "lm" | "xsave" => None,
         "cx16" | "lahf_lm" | "popcnt" | "pni" | "sse4_1" | "sse4_2" | "ssse3" => Some(Level::V2),
         "avx" | "avx2" | "bmi1" | "bmi2" | "f16c" | "fma" | "abm" | "movbe" => Some(Level::V3),
-        "avx512f" | "avx512bw" | "avx512cd" | "avx512dq" | "avx512vl" => Some(Level::V4),
+        // Not of the psABI's v4, but every such CPU has it; those of v3 may not, and glibc obeys a mask.
+        "xsavec" | "avx512f" | "avx512bw" | "avx512cd" | "avx512dq" | "avx512vl" => Some(Level::V4),
         _ => return None,
     })
 }
