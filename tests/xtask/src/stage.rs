@@ -210,6 +210,22 @@ impl Stage {
         serde_json::from_value(said["moved"][0].clone()).context("mosix migrate: unknown report")
     }
 
+    /// Address of a node.
+    pub fn address(&self, node: &str) -> Result<String> {
+        let output = self
+            .ground
+            .lab(&["status", "--json"])
+            .output()
+            .context("mosix lab status")?;
+        let all: Value = serde_json::from_slice(&output.stdout).context("mosix lab status")?;
+        let row = all["nodes"]
+            .as_array()
+            .and_then(|rows| rows.iter().find(|row| row["name"] == node));
+        let address = row.and_then(|row| row["address"].as_str());
+        let address = address.with_context(|| format!("mosix lab status: no address of {node}"))?;
+        Ok(address.to_owned())
+    }
+
     /// Where inputs and outputs lie.
     pub fn work(&self) -> &Path {
         &self.ground.work

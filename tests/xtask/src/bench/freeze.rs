@@ -1,7 +1,7 @@
 //! How long a program stands still while it moves, and how long a large move takes as a whole.
 
 use super::Extent;
-use super::away::{Guest, address};
+use super::away::Guest;
 use super::programs::Programs;
 use super::report::{Kind, Report, Turns, median_of, turns};
 use crate::stage::Stage;
@@ -75,7 +75,7 @@ fn nanoseconds(us: u64) -> f64 {
 
 /// So many bytes through the same TLS and the same cable, and nothing else.
 fn bulk(stage: &Stage, programs: &Programs, mib: u32) -> Result<f64> {
-    let (program, to) = (programs.bulk(), format!("{}:7901", address(stage, "n1")?));
+    let (program, to) = (programs.bulk(), format!("{}:7901", stage.address("n1")?));
     let server = Guest::start(stage, false, &[&program, "serve", &to])?;
     let said = stage.output("n2", ["timeout", "600", &program, "send", &to, &mib.to_string()])?;
     server.finish()?;

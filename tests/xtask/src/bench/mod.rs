@@ -57,7 +57,7 @@ pub fn run(args: Args) -> Result<()> {
     let stage = Stage::new("bench", &mosix)?;
     stage.up(2, &[])?;
     let extent = Extent {
-        rounds: if args.quick { 2 } else { 5 },
+        rounds: if args.quick { 3 } else { 5 },
         quick: args.quick,
     };
     let mut report = Report::new(args.filter)?;
