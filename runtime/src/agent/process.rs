@@ -48,6 +48,8 @@ pub struct Process {
     pub destination: Option<Destination>,
     /// Signals on their way to it.
     pub signals: Signals,
+    /// Bytes of memory that its image brought.
+    pub bytes: u64,
     /// How it ended.
     pub how: Exit,
     /// Why something went wrong, for home.
@@ -72,6 +74,7 @@ impl Process {
             departure: None,
             destination: None,
             signals: Signals::default(),
+            bytes: 0,
             how: Exit::Signal { signal: libc::SIGKILL as u8, core: false },
             why: String::new(),
             way: None,

@@ -86,8 +86,8 @@ pub enum Command {
         /// Where its pages go, or why it is refused.
         answer: SyncSender<Result<ProcMem, String>>,
     },
-    /// All pages of an image are written.
-    Filled(Pid, Epoch),
+    /// All pages of an image are written: bytes.
+    Filled(Pid, Epoch, u64),
     /// The stream of an image broke, or it is wrong.
     Broken(Pid, Epoch, String),
     /// A call is over for whose end signals waited: thread on this node, result.

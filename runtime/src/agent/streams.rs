@@ -175,7 +175,7 @@ impl Pages<'_> {
         if arrival.pages != pages {
             return broken(format!("{} pages came of {pages}", arrival.pages));
         }
-        self.shared.command(Command::Filled(arrival.pid, arrival.epoch));
+        self.shared.command(Command::Filled(arrival.pid, arrival.epoch, pages.saturating_mul(4096)));
         Ok(())
     }
 }

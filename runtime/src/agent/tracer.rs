@@ -199,7 +199,10 @@ impl Tracer {
                 self.process(pid).incoming = Some((image, answer));
                 self.step(pid, HostEvent::Arrive(epoch, place));
             }
-            Command::Filled(pid, epoch) => self.filled(pid, epoch),
+            Command::Filled(pid, epoch, bytes) => {
+                self.process(pid).bytes = bytes;
+                self.filled(pid, epoch);
+            }
             Command::Broken(pid, epoch, why) => {
                 self.process(pid).why = why;
                 self.step(pid, HostEvent::BuildFailed(epoch));
@@ -390,7 +393,7 @@ impl Tracer {
         let process = self.process(pid);
         let why = || reason(if process.why.is_empty() { "it is not here" } else { &process.why });
         let message = match report {
-            Report::Complete(epoch) => ToHome::Complete { pid, epoch },
+            Report::Complete(epoch) => ToHome::Complete { pid, epoch, bytes: process.bytes },
             Report::Refused(epoch) => ToHome::Refused { pid, epoch, reason: why() },
             Report::Running(epoch) => ToHome::Running { pid, epoch },
             Report::Frozen(epoch) => ToHome::Frozen { pid, epoch },

@@ -410,7 +410,12 @@ impl HomeEngine {
     fn heard(&mut self, cx: &mut Cx<'_>, node: NodeName, message: ToHome) {
         let report = |pid: Pid, report| (pid.0, HomeEvent::Report(node.clone(), report));
         let (pid, event) = match message {
-            ToHome::Complete { pid, epoch } => report(pid, Report::Complete(epoch)),
+            ToHome::Complete { pid, epoch, bytes } => {
+                if let Some(journey) = self.processes.get_mut(&pid.0).and_then(|process| process.journey.as_mut()) {
+                    journey.bytes = bytes;
+                }
+                report(pid, Report::Complete(epoch))
+            }
             ToHome::Refused { pid, epoch, reason } => {
                 self.fail(pid.0, &format!("{node}: {reason}"));
                 report(pid, Report::Refused(epoch))

@@ -166,6 +166,8 @@ pub enum ToHome {
         pid: Pid,
         /// The epoch of its image.
         epoch: Epoch,
+        /// Bytes of memory that came with it.
+        bytes: u64,
     },
     /// There is no body of this epoch here (any more): it could not be built, or was lost (lease over, killed while frozen, an
     /// order named a body that is not here). Nothing of it is left.

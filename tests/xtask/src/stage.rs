@@ -295,7 +295,7 @@ impl Ground {
             if let Ok(signal) = set.wait() {
                 eprintln!("\n{signal}: cleaning up");
                 ground.clear();
-                #[expect(clippy::exit, reason = "the main thread may be waiting for a program that is gone")]
+                // The main thread may be waiting for a program that is gone.
                 std::process::exit(128 + signal as i32);
             }
         };
