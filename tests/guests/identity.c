@@ -32,8 +32,11 @@ static struct who look(void)
 	SYS(uname(&u));
 	strcpy(w.name, u.nodename);
 	pthread_getname_np(pthread_self(), w.comm, sizeof w.comm);
-	w.mask = umask(027);
-	umask(w.mask);
+	/* Asking sets it, for all threads: only one of them may. */
+	if (w.tid == w.pid) {
+		w.mask = umask(027);
+		umask(w.mask);
+	}
 	w.nice = getpriority(PRIO_PROCESS, 0);
 	struct rlimit limit;
 	SYS(getrlimit(RLIMIT_NOFILE, &limit));
