@@ -13,8 +13,8 @@ int main(int argc, char **argv)
 	if (!strcmp(how, "segv"))
 		*(volatile int *)8 = 1;
 	else if (!strcmp(how, "fpe")) {
-		volatile int zero = 0;
-		say("%d\n", 1 / zero);
+		volatile int one = 1, zero = 0;
+		say("%d\n", one / zero);
 	} else if (!strcmp(how, "ill"))
 		__asm__ volatile("ud2");
 	else if (!strcmp(how, "abort"))
