@@ -101,7 +101,9 @@ impl Auxv {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let entries = self.0.iter().chain(std::iter::once(&(kind::NULL, 0)));
-        entries.flat_map(|(kind, value)| kind.to_le_bytes().into_iter().chain(value.to_le_bytes())).collect()
+        entries
+            .flat_map(|(kind, value)| kind.to_le_bytes().into_iter().chain(value.to_le_bytes()))
+            .collect()
     }
 
     /// The value of an entry.

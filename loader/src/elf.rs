@@ -38,7 +38,10 @@ pub trait ProgramFile {
 
 impl ProgramFile for [u8] {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<usize> {
-        let rest = usize::try_from(offset).ok().and_then(|at| self.get(at..)).unwrap_or(&[]);
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|at| self.get(at..))
+            .unwrap_or(&[]);
         let count = rest.len().min(out.len());
         if let (Some(to), Some(from)) = (out.get_mut(..count), rest.get(..count)) {
             to.copy_from_slice(from);
@@ -170,7 +173,10 @@ impl ElfFile {
             return Err(LoadError::NotExecutable);
         }
         let machine = u16::from_le_bytes([bytes[18], bytes[19]]);
-        let wrong = LoadError::WrongMachine { class: bytes[4], machine };
+        let wrong = LoadError::WrongMachine {
+            class: bytes[4],
+            machine,
+        };
         if machine != EM_X86_64 || bytes[4] != 2 || bytes[5] != 1 {
             return Err(wrong);
         }
@@ -198,7 +204,9 @@ impl ElfFile {
                 PT_GNU_STACK if header.p_flags & PF_X != 0 => found.stack = StackKind::Executable,
                 PT_GNU_STACK => found.stack = StackKind::Data,
                 // The kernel takes the first and does not look at others.
-                PT_INTERP if with_interpreter && found.interpreter.is_none() => found.interpreter = Some(interpreter(file, header)?),
+                PT_INTERP if with_interpreter && found.interpreter.is_none() => {
+                    found.interpreter = Some(interpreter(file, header)?)
+                }
                 _ => {}
             }
         }
@@ -231,7 +239,11 @@ impl ElfFile {
     /// The strictest alignment that a segment asks for, at least a page; what is no power of two does not count.
     #[must_use]
     pub fn alignment(&self) -> u64 {
-        let wanted = self.segments.iter().map(|segment| segment.align).filter(|align| align.is_power_of_two());
+        let wanted = self
+            .segments
+            .iter()
+            .map(|segment| segment.align)
+            .filter(|align| align.is_power_of_two());
         wanted.max().unwrap_or(0).max(PAGE)
     }
 }
@@ -287,7 +299,9 @@ fn segment(index: usize, header: &ProgramHeader) -> Segment {
 }
 
 fn interpreter<F: ProgramFile + ?Sized>(file: &F, header: &ProgramHeader) -> Result<Vec<u8>, LoadError> {
-    let length = usize::try_from(header.p_filesz).ok().filter(|_| (2..=MAX_PATH).contains(&header.p_filesz));
+    let length = usize::try_from(header.p_filesz)
+        .ok()
+        .filter(|_| (2..=MAX_PATH).contains(&header.p_filesz));
     let length = length.ok_or(LoadError::InterpreterPath("its length is below 2 or above 4096"))?;
     let mut path = vec![0; length];
     if file.read_at(header.p_offset, &mut path)? < length {

@@ -162,7 +162,9 @@ impl LoadError {
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         match self {
-            Self::NoSegments | Self::Segment { .. } | Self::Window { .. } | Self::Collision { .. } | Self::Entry(_) => true,
+            Self::NoSegments | Self::Segment { .. } | Self::Window { .. } | Self::Collision { .. } | Self::Entry(_) => {
+                true
+            }
             Self::Interpreter(cause) => cause.is_fatal() || matches!(**cause, Self::WrongType { .. }),
             _ => false,
         }

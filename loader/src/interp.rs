@@ -49,27 +49,45 @@ fn script(head: &[u8; HEAD]) -> Result<Script, LoadError> {
             // The line goes on beyond what was read. Its argument may be cut; its path must be whole, which a blank or 0 behind it shows.
             let line = &line[..line.len() - 1];
             let whole = &head[2..];
-            let start = whole.iter().position(|byte| !is_blank(*byte)).ok_or(LoadError::Script("nothing but blanks"))?;
+            let start = whole
+                .iter()
+                .position(|byte| !is_blank(*byte))
+                .ok_or(LoadError::Script("nothing but blanks"))?;
             if !whole[start..].iter().any(|byte| is_blank(*byte) || *byte == 0) {
                 return Err(LoadError::Script("its path is cut off after 256 bytes"));
             }
             line
         }
     };
-    let end = line.iter().rposition(|byte| !is_blank(*byte)).map_or(0, |last| last + 1);
+    let end = line
+        .iter()
+        .rposition(|byte| !is_blank(*byte))
+        .map_or(0, |last| last + 1);
     let line = &line[..end];
-    let start = line.iter().position(|byte| !is_blank(*byte)).ok_or(LoadError::Script("nothing but blanks"))?;
+    let start = line
+        .iter()
+        .position(|byte| !is_blank(*byte))
+        .ok_or(LoadError::Script("nothing but blanks"))?;
     let line = &line[start..];
-    let stop = line.iter().position(|byte| is_blank(*byte) || *byte == 0).unwrap_or(line.len());
+    let stop = line
+        .iter()
+        .position(|byte| is_blank(*byte) || *byte == 0)
+        .unwrap_or(line.len());
     let (path, rest) = line.split_at(stop);
     let argument = match rest.first() {
         Some(0) | None => None,
-        Some(_) => rest.iter().position(|byte| !is_blank(*byte)).map(|start| c_string(&rest[start..])),
+        Some(_) => rest
+            .iter()
+            .position(|byte| !is_blank(*byte))
+            .map(|start| c_string(&rest[start..])),
     };
     if path.is_empty() {
         return Err(LoadError::EmptyPath);
     }
-    Ok(Script { interpreter: path.to_vec(), argument })
+    Ok(Script {
+        interpreter: path.to_vec(),
+        argument,
+    })
 }
 
 /// The bytes before the first 0.
@@ -94,7 +112,12 @@ impl Invocation {
     #[must_use]
     pub fn new(filename: &[u8], argv: Vec<Vec<u8>>) -> Self {
         let argv = if argv.is_empty() { vec![Vec::new()] } else { argv };
-        Self { filename: filename.to_vec(), program: filename.to_vec(), argv, depth: 0 }
+        Self {
+            filename: filename.to_vec(),
+            program: filename.to_vec(),
+            argv,
+            depth: 0,
+        }
     }
 
     /// Looks at the head of [`Self::program`]. True: it is an ELF file and all is known. False: it was a script; `program` now names

@@ -43,22 +43,35 @@ pub struct Work {
 /// # Errors
 /// When stack or vDSO meet a mapping or the window.
 pub fn work(plan: &Plan, stack: &Stack, vdso: (u64, &[u8]), files: Files) -> Result<Work, LoadError> {
-    let vdso_end = page_end(vdso.1.len() as u64).and_then(|length| vdso.0.checked_add(length)).unwrap_or(u64::MAX);
+    let vdso_end = page_end(vdso.1.len() as u64)
+        .and_then(|length| vdso.0.checked_add(length))
+        .unwrap_or(u64::MAX);
     free(plan, "stack", stack.start, stack.end)?;
     if !vdso.1.is_empty() {
         free(plan, "vDSO", vdso.0, vdso_end)?;
         if stack.start < vdso_end && vdso.0 < stack.end {
-            return Err(LoadError::Collision { what: "vDSO", start: vdso.0, end: vdso_end });
+            return Err(LoadError::Collision {
+                what: "vDSO",
+                start: vdso.0,
+                end: vdso_end,
+            });
         }
     }
     let mut work = Work::default();
     for mapping in &plan.mappings {
         let (flags, file, offset) = match mapping.content {
-            Content::File { which: Which::Program, offset } => (0, descriptor(files.program), offset),
-            Content::File { which: Which::Interpreter, offset } => (0, descriptor(files.interpreter), offset),
+            Content::File {
+                which: Which::Program,
+                offset,
+            } => (0, descriptor(files.program), offset),
+            Content::File {
+                which: Which::Interpreter,
+                offset,
+            } => (0, descriptor(files.interpreter), offset),
             Content::Zero => (MAP_ANONYMOUS, NO_FILE, 0),
         };
-        work.ops.push(map(mapping.start, mapping.end, mapping.prot, flags, file, offset));
+        work.ops
+            .push(map(mapping.start, mapping.end, mapping.prot, flags, file, offset));
         if let Some(from) = mapping.zero_from {
             // Less than a page: the plan cuts at the page that the file's bytes end in.
             let length = usize::try_from(mapping.end.saturating_sub(from).min(PAGE)).unwrap_or(0);
@@ -66,12 +79,20 @@ pub fn work(plan: &Plan, stack: &Stack, vdso: (u64, &[u8]), files: Files) -> Res
         }
     }
     if !vdso.1.is_empty() {
-        work.ops.push(map(vdso.0, vdso_end, PROT_READ | PROT_EXEC, MAP_ANONYMOUS, NO_FILE, 0));
+        work.ops
+            .push(map(vdso.0, vdso_end, PROT_READ | PROT_EXEC, MAP_ANONYMOUS, NO_FILE, 0));
         work.writes.push((vdso.0, vdso.1.to_vec()));
     }
     let executable = if plan.executable_stack { PROT_EXEC } else { 0 };
     let flags = MAP_ANONYMOUS | MAP_GROWSDOWN;
-    work.ops.push(map(stack.start, stack.end, PROT_READ | PROT_WRITE | executable, flags, NO_FILE, 0));
+    work.ops.push(map(
+        stack.start,
+        stack.end,
+        PROT_READ | PROT_WRITE | executable,
+        flags,
+        NO_FILE,
+        0,
+    ));
     work.writes.push((stack.sp, stack.bytes.clone()));
     Ok(work)
 }
@@ -89,7 +110,10 @@ pub fn mm_map(plan: &Plan, stack: &Stack, at: u64) -> (Vec<u8>, u64) {
     let auxv = stack.auxv.to_bytes();
     let mut bytes = Vec::new();
     let fields = mm_fields(plan, stack);
-    fields.iter().chain(&[at + LENGTH]).for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
+    fields
+        .iter()
+        .chain(&[at + LENGTH])
+        .for_each(|field| bytes.extend_from_slice(&field.to_le_bytes()));
     bytes.extend_from_slice(&u32::try_from(auxv.len()).unwrap_or(0).to_le_bytes());
     // exe_fd: unchanged.
     bytes.extend_from_slice(&u32::MAX.to_le_bytes());
@@ -102,12 +126,17 @@ pub fn mm_map(plan: &Plan, stack: &Stack, at: u64) -> (Vec<u8>, u64) {
 pub fn mm_fields(plan: &Plan, stack: &Stack) -> [u64; 11] {
     let ((code, code_end), (data, data_end)) = (plan.code, plan.data);
     let ((args, args_end), (env, env_end)) = (stack.args, stack.env);
-    [code, code_end, data, data_end, plan.brk, plan.brk, stack.sp, args, args_end, env, env_end]
+    [
+        code, code_end, data, data_end, plan.brk, plan.brk, stack.sp, args, args_end, env, env_end,
+    ]
 }
 
 fn map(start: u64, end: u64, prot: u8, flags: u64, file: u64, offset: u64) -> Op {
     let flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | flags;
-    Op::must(SYS_MMAP, [start, end.saturating_sub(start), prot.into(), flags, file, offset])
+    Op::must(
+        SYS_MMAP,
+        [start, end.saturating_sub(start), prot.into(), flags, file, offset],
+    )
 }
 
 fn descriptor(number: i32) -> u64 {

@@ -79,8 +79,14 @@ pub fn draw(
 
     let mut below = mmap_top;
     let mut take = |bytes: u64, align: u64, what: &'static str, index: usize| {
-        let refuse = || LoadError::Segment { index, what, errno: ENOMEM };
-        let start = page_end(bytes).and_then(|bytes| below.checked_sub(bytes)).map(|start| start & !(align - 1));
+        let refuse = || LoadError::Segment {
+            index,
+            what,
+            errno: ENOMEM,
+        };
+        let start = page_end(bytes)
+            .and_then(|bytes| below.checked_sub(bytes))
+            .map(|start| start & !(align - 1));
         below = start.filter(|start| *start >= WINDOW_END).ok_or_else(refuse)?;
         Ok::<u64, LoadError>(below)
     };
@@ -88,9 +94,15 @@ pub fn draw(
     let mut place = |file: &ElfFile, align: u64| {
         let index = file.segments.first().map_or(0, |segment| segment.index);
         let refuse = |what, errno| LoadError::Segment { index, what, errno };
-        let span = file.span().ok_or_else(|| refuse("the program is larger than an address space", ENOMEM))?;
+        let span = file
+            .span()
+            .ok_or_else(|| refuse("the program is larger than an address space", ENOMEM))?;
         if span == 0 {
-            return Err(if file.segments.is_empty() { LoadError::NoSegments } else { refuse("the program is empty", EINVAL) });
+            return Err(if file.segments.is_empty() {
+                LoadError::NoSegments
+            } else {
+                refuse("the program is empty", EINVAL)
+            });
         }
         take(span, align, "no room for the program", index)
     };
@@ -111,7 +123,11 @@ pub fn draw(
     };
     let brk_offset = (dice.brk != 0).then_some(page_start(dice.brk % BRK_RANGE));
     Ok(Layout {
-        placement: Placement { program: program_at, interpreter: interpreter_at, brk_offset },
+        placement: Placement {
+            program: program_at,
+            interpreter: interpreter_at,
+            brk_offset,
+        },
         stack_top,
         stack_shift: dice.stack_pointer % 8192,
         vdso,

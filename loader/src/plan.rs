@@ -111,7 +111,11 @@ pub fn plan(program: &ElfFile, interpreter: Option<&ElfFile>, place: &Placement)
         load.map_into(&mut own).map_err(wrap)?;
         // A relocatable interpreter goes where there is room; a fixed one replaces what it meets, which no program survives.
         if let Some(hit) = own.0.iter().find(|mapping| before.overlaps(mapping.start, mapping.end)) {
-            return Err(wrap(LoadError::Collision { what: "interpreter", start: hit.start, end: hit.end }));
+            return Err(wrap(LoadError::Collision {
+                what: "interpreter",
+                start: hit.start,
+                end: hit.end,
+            }));
         }
         space.0.append(&mut own.0);
         base = load.bias;
@@ -134,7 +138,10 @@ pub fn plan(program: &ElfFile, interpreter: Option<&ElfFile>, place: &Placement)
         phnum: program.phnum,
         base,
         brk: brk(program, interpreter.is_some(), load.bias, place.brk_offset),
-        code: (first(code().map(|segment| segment.vaddr).min()), last(code().map(file_end).max())),
+        code: (
+            first(code().map(|segment| segment.vaddr).min()),
+            last(code().map(file_end).max()),
+        ),
         // Not a mistake: the kernel takes the *highest* start of all segments for start_data.
         data: (
             last(program.segments.iter().map(|segment| segment.vaddr).max()),
@@ -154,19 +161,29 @@ fn phdr_address(program: &ElfFile, bias: u64) -> u64 {
         segment.offset <= program.phoff && program.phoff < segment.offset.saturating_add(segment.filesz)
     };
     let last = program.segments.iter().rfind(holds);
-    let vaddr = last.map_or(0, |segment| (program.phoff - segment.offset).wrapping_add(segment.vaddr));
+    let vaddr = last.map_or(0, |segment| {
+        (program.phoff - segment.offset).wrapping_add(segment.vaddr)
+    });
     relocated(vaddr, bias)
 }
 
 fn brk(program: &ElfFile, interpreted: bool, bias: u64, offset: Option<u64>) -> u64 {
-    let end = program.segments.iter().map(|segment| segment.vaddr.wrapping_add(segment.memsz)).max().unwrap_or(0);
+    let end = program
+        .segments
+        .iter()
+        .map(|segment| segment.vaddr.wrapping_add(segment.memsz))
+        .max()
+        .unwrap_or(0);
     // A relocatable file without interpreter is usually the dynamic linker itself, started by hand: it lies among the mmaps, and its
     // heap must not.
     let moved = program.kind == Kind::Relocatable && !interpreted;
     let natural = if moved { PROGRAM_BASE } else { relocated(end, bias) };
     let gap = if moved || offset.is_none() { 0 } else { PAGE };
     // A program that ends at the end of the address space runs; it just has no heap.
-    let start = page_end(natural).unwrap_or(TASK_SIZE).saturating_add(gap).saturating_add(page_start(offset.unwrap_or(0)));
+    let start = page_end(natural)
+        .unwrap_or(TASK_SIZE)
+        .saturating_add(gap)
+        .saturating_add(page_start(offset.unwrap_or(0)));
     start.min(TASK_SIZE)
 }
 
@@ -186,7 +203,11 @@ impl<'a> Load<'a> {
             (_, None) => return Err(LoadError::NoSegments),
             (Kind::Fixed, Some(_)) => 0,
             (Kind::Relocatable, Some(first)) => {
-                let refuse = |what, errno| LoadError::Segment { index: first.index, what, errno };
+                let refuse = |what, errno| LoadError::Segment {
+                    index: first.index,
+                    what,
+                    errno,
+                };
                 match file.span() {
                     Some(0) => return Err(refuse("the program is empty", EINVAL)),
                     None => return Err(refuse("the program is larger than an address space", ENOMEM)),
@@ -203,11 +224,18 @@ impl<'a> Load<'a> {
     }
 
     fn map_into(&self, space: &mut Space) -> Result<(), LoadError> {
-        self.file.segments.iter().try_for_each(|segment| self.map_segment(segment, space))
+        self.file
+            .segments
+            .iter()
+            .try_for_each(|segment| self.map_segment(segment, space))
     }
 
     fn map_segment(&self, segment: &Segment, space: &mut Space) -> Result<(), LoadError> {
-        let refuse = |what, errno| LoadError::Segment { index: segment.index, what, errno };
+        let refuse = |what, errno| LoadError::Segment {
+            index: segment.index,
+            what,
+            errno,
+        };
         let vaddr = relocated(segment.vaddr, self.bias);
         if segment.filesz > segment.memsz {
             return Err(refuse("it has more bytes in the file than in memory", EINVAL));
@@ -222,7 +250,8 @@ impl<'a> Load<'a> {
         }
         // Below TASK_SIZE, as checked: these sums cannot overflow.
         let file_end = vaddr + segment.filesz;
-        let memory_end = page_end(vaddr + segment.memsz).ok_or_else(|| refuse("it reaches beyond the address space", ENOMEM))?;
+        let memory_end =
+            page_end(vaddr + segment.memsz).ok_or_else(|| refuse("it reaches beyond the address space", ENOMEM))?;
         if memory_end > TASK_SIZE {
             return Err(refuse("it reaches beyond the address space", ENOMEM));
         }
@@ -236,7 +265,10 @@ impl<'a> Load<'a> {
             }
             let offset = segment.offset - in_page;
             let end = page_end(file_end).ok_or_else(|| refuse("it reaches beyond the address space", ENOMEM))?;
-            if offset.checked_add(end - start).is_none_or(|end| i64::try_from(end).is_err()) {
+            if offset
+                .checked_add(end - start)
+                .is_none_or(|end| i64::try_from(end).is_err())
+            {
                 return Err(refuse("it lies beyond the largest file", EINVAL));
             }
             // Zeroing fails silently where the page is read-only: the file's bytes show there, as after a real exec.
@@ -245,14 +277,29 @@ impl<'a> Load<'a> {
             if tail && offset + (page_start(file_end) - start) >= self.file.size {
                 return Err(refuse("the file ends before its data", EFAULT));
             }
-            let content = Content::File { which: self.which, offset };
-            space.map(Mapping { start, end, prot: segment.prot, content, zero_from })?;
+            let content = Content::File {
+                which: self.which,
+                offset,
+            };
+            space.map(Mapping {
+                start,
+                end,
+                prot: segment.prot,
+                content,
+                zero_from,
+            })?;
             zero_start = end;
         }
         if segment.memsz > segment.filesz && zero_start < memory_end {
             // The kernel makes .bss writable whatever the segment says.
             let prot = PROT_READ | PROT_WRITE | (segment.prot & PROT_EXEC);
-            space.map(Mapping { start: zero_start, end: memory_end, prot, content: Content::Zero, zero_from: None })?;
+            space.map(Mapping {
+                start: zero_start,
+                end: memory_end,
+                prot,
+                content: Content::Zero,
+                zero_from: None,
+            })?;
         }
         Ok(())
     }
@@ -269,7 +316,10 @@ impl Space {
     /// Adds a mapping and cuts away what it covers.
     fn map(&mut self, new: Mapping) -> Result<(), LoadError> {
         if new.start < WINDOW_END && WINDOW < new.end {
-            return Err(LoadError::Window { start: new.start, end: new.end });
+            return Err(LoadError::Window {
+                start: new.start,
+                end: new.end,
+            });
         }
         if self.overlaps(new.start, new.end) {
             let old = std::mem::take(&mut self.0);
@@ -290,10 +340,19 @@ fn cut(mapping: Mapping, start: u64, end: u64) -> Option<Mapping> {
         return None;
     }
     let content = match mapping.content {
-        Content::File { which, offset } => Content::File { which, offset: offset + (start - mapping.start) },
+        Content::File { which, offset } => Content::File {
+            which,
+            offset: offset + (start - mapping.start),
+        },
         Content::Zero => Content::Zero,
     };
     // The zeroed bytes are in the last page only.
     let zero_from = mapping.zero_from.filter(|_| end == mapping.end);
-    Some(Mapping { start, end, content, zero_from, ..mapping })
+    Some(Mapping {
+        start,
+        end,
+        content,
+        zero_from,
+        ..mapping
+    })
 }

@@ -77,7 +77,11 @@ pub struct Stack {
 /// E2BIG as in execve, before anything is allocated; EINVAL for a string with a 0 byte inside.
 pub fn build(start: &Start<'_>, plan: &Plan, machine: &Machine) -> Result<Stack, LoadError> {
     check(start)?;
-    let mut image = Image { top: start.top, low: start.top, pieces: Vec::new() };
+    let mut image = Image {
+        top: start.top,
+        low: start.top,
+        pieces: Vec::new(),
+    };
     image.push(vec![0; 8]);
     let filename = image.push_string(start.filename);
     let env_end = image.low;
@@ -89,7 +93,15 @@ pub fn build(start: &Start<'_>, plan: &Plan, machine: &Machine) -> Result<Stack,
     image.low = image.low.saturating_sub(start.shift) & !15;
     let platform = image.push(PLATFORM.to_vec());
     let random = image.push(start.random.to_vec());
-    let auxv = vector(plan, machine, &Pointers { filename, platform, random });
+    let auxv = vector(
+        plan,
+        machine,
+        &Pointers {
+            filename,
+            platform,
+            random,
+        },
+    );
 
     let mut tables = (args.len() as u64).to_le_bytes().to_vec();
     for pointer in args.iter().chain(&[0]).chain(&env).chain(&[0]) {
@@ -126,7 +138,12 @@ fn check(start: &Start<'_>) -> Result<(), LoadError> {
         for (index, text) in list.iter().enumerate() {
             let length = text.len() + 1;
             if length > MAX_STRING {
-                return Err(LoadError::StringTooLong { what, index, length, limit: MAX_STRING });
+                return Err(LoadError::StringTooLong {
+                    what,
+                    index,
+                    length,
+                    limit: MAX_STRING,
+                });
             }
             if text.contains(&0) {
                 return Err(LoadError::InnerNul { what, index });
@@ -134,7 +151,9 @@ fn check(start: &Start<'_>) -> Result<(), LoadError> {
             total = total.saturating_add(length as u64);
         }
     }
-    let pointers = (start.argv.len().max(1) as u64).saturating_add(start.envp.len() as u64).saturating_mul(8);
+    let pointers = (start.argv.len().max(1) as u64)
+        .saturating_add(start.envp.len() as u64)
+        .saturating_mul(8);
     let limit = AT_MOST.min(start.stack_limit / 4).max(ALWAYS);
     if total.saturating_add(pointers) > limit || pointers == limit {
         return Err(LoadError::ArgumentsTooLong { limit });
@@ -152,7 +171,11 @@ struct Pointers {
 /// The vector in the kernel's order.
 fn vector(plan: &Plan, machine: &Machine, pointers: &Pointers) -> Auxv {
     let [uid, euid, gid, egid] = machine.ids.map(u64::from);
-    let mut entries: Vec<(u64, u64)> = machine.vdso.map(|vdso| (kind::SYSINFO_EHDR, vdso)).into_iter().collect();
+    let mut entries: Vec<(u64, u64)> = machine
+        .vdso
+        .map(|vdso| (kind::SYSINFO_EHDR, vdso))
+        .into_iter()
+        .collect();
     entries.extend([
         (kind::MINSIGSTKSZ, machine.min_signal_stack),
         (kind::HWCAP, machine.hwcap),

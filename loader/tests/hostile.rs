@@ -39,7 +39,22 @@ fn load(bytes: &[u8], place: Option<&Placement>) -> Result<(ElfFile, Plan), Load
     let elf = ElfFile::read(bytes)?;
     let place = match place {
         Some(place) => *place,
-        None => draw(&elf, None, PAGE, 8 << 20, &Dice { program: 5, mmap: 7, stack: 9, stack_pointer: 11, brk: 13 })?.placement,
+        None => {
+            draw(
+                &elf,
+                None,
+                PAGE,
+                8 << 20,
+                &Dice {
+                    program: 5,
+                    mmap: 7,
+                    stack: 9,
+                    stack_pointer: 11,
+                    brk: 13,
+                },
+            )?
+            .placement
+        }
     };
     let plan = plan(&elf, None, &place)?;
     Ok((elf, plan))
@@ -62,13 +77,23 @@ fn write(path: &Path, bytes: &[u8]) {
 fn kernels(path: &Path) -> (Outcome, Option<Stopped>) {
     let mut command = Command::new(path);
     // A fork of another test may hold the file open for writing for a moment.
-    while let Err(error) = Command::new(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).output() {
+    while let Err(error) = Command::new(path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+    {
         if error.raw_os_error() != Some(26) {
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    match command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn() {
+    match command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+    {
         Err(error) => return (Outcome::Errno(error.raw_os_error().unwrap()), None),
         Ok(mut child) => drop(child.wait().unwrap()),
     }
@@ -88,8 +113,24 @@ fn tiny(folder: &Path, options: &[&str]) -> Vec<u8> {
     )
     .unwrap();
     let program = folder.join("tiny");
-    let common = ["-O1", "-nostdlib", "-fno-stack-protector", "-Wl,-e,begin", "-Wl,--build-id=none"];
-    assert!(Command::new("cc").args(common).args(options).arg("-o").arg(&program).arg(source).status().unwrap().success());
+    let common = [
+        "-O1",
+        "-nostdlib",
+        "-fno-stack-protector",
+        "-Wl,-e,begin",
+        "-Wl,--build-id=none",
+    ];
+    assert!(
+        Command::new("cc")
+            .args(common)
+            .args(options)
+            .arg("-o")
+            .arg(&program)
+            .arg(source)
+            .status()
+            .unwrap()
+            .success()
+    );
     let bytes = fs::read(&program).unwrap();
     fs::remove_file(program).unwrap();
     bytes
@@ -118,7 +159,10 @@ fn compare(path: &Path, bytes: &[u8]) {
         return;
     }
     // Root may map the lowest pages, and the kernel knows no window.
-    if matches!(load(bytes, None), Err(LoadError::Segment { errno: 1, .. } | LoadError::Window { .. })) {
+    if matches!(
+        load(bytes, None),
+        Err(LoadError::Segment { errno: 1, .. } | LoadError::Window { .. })
+    ) {
         return;
     }
     // Where the kernel's own stack and vDSO lie: a collision depends on the draw.
@@ -131,24 +175,39 @@ fn compare(path: &Path, bytes: &[u8]) {
     assert_eq!(verdict, kernel, "{:?}", load(bytes, None).err());
     let Some(real) = stopped else { return };
     let elf = ElfFile::read(bytes).unwrap();
-    let bias = if elf.kind == Kind::Fixed { 0 } else { real.auxv().get(kind::ENTRY).unwrap().wrapping_sub(elf.entry) };
+    let bias = if elf.kind == Kind::Fixed {
+        0
+    } else {
+        real.auxv().get(kind::ENTRY).unwrap().wrapping_sub(elf.entry)
+    };
     let first = elf.segments.first().map_or(0, |segment| segment.vaddr & !(PAGE - 1));
-    let place = Placement { program: first.wrapping_add(bias), interpreter: 0, brk_offset: None };
+    let place = Placement {
+        program: first.wrapping_add(bias),
+        interpreter: 0,
+        brk_offset: None,
+    };
     let (_, plan) = load(bytes, Some(&place)).unwrap();
     let pages = |list: Vec<(u64, u64, u8, u64)>| -> Vec<(u64, u8, u64)> {
         list.iter()
             .flat_map(|(start, end, prot, offset)| {
                 let file = *offset != u64::MAX;
-                (*start..*end).step_by(4096).map(move |page| (page, *prot, if file { offset + page - start } else { u64::MAX }))
+                (*start..*end)
+                    .step_by(4096)
+                    .map(move |page| (page, *prot, if file { offset + page - start } else { u64::MAX }))
             })
             .collect()
     };
     let made = plan.mappings.iter().map(|mapping| {
-        let offset = if let Content::File { offset, .. } = mapping.content { offset } else { u64::MAX };
+        let offset = if let Content::File { offset, .. } = mapping.content {
+            offset
+        } else {
+            u64::MAX
+        };
         (mapping.start, mapping.end, mapping.prot, offset)
     });
     let kernels = real.maps().into_iter().filter(|map| !map.5.starts_with('['));
-    let kernels = kernels.map(|(start, end, prot, offset, inode, _)| (start, end, prot, if inode == 0 { u64::MAX } else { offset }));
+    let kernels = kernels
+        .map(|(start, end, prot, offset, inode, _)| (start, end, prot, if inode == 0 { u64::MAX } else { offset }));
     assert_eq!(pages(made.collect()), pages(kernels.collect()));
 }
 
@@ -171,12 +230,25 @@ fn edges() -> impl Strategy<Value = u64> {
 #[test]
 fn verdicts_are_the_kernels() {
     let folder = tempfile::tempdir().unwrap();
-    let bases = [tiny(folder.path(), &["-static", "-no-pie"]), tiny(folder.path(), &["-static-pie", "-fPIE"])];
+    let bases = [
+        tiny(folder.path(), &["-static", "-no-pie"]),
+        tiny(folder.path(), &["-static-pie", "-fPIE"]),
+    ];
     let path = folder.path().join("program");
-    let config = ProptestConfig { cases: cases(250), failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig {
+        cases: cases(250),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let changes = prop::collection::vec((0_usize..6, 0_usize..8, edges()), 1..3);
-    let header = prop::option::weighted(0.2, (prop::sample::select(vec![4_usize, 5, 16, 18, 24, 32, 52, 54, 56]), any::<u8>()));
+    let header = prop::option::weighted(
+        0.2,
+        (
+            prop::sample::select(vec![4_usize, 5, 16, 18, 24, 32, 52, 54, 56]),
+            any::<u8>(),
+        ),
+    );
     let cut = prop::option::weighted(0.1, 0_usize..14000);
     let strategy = (0_usize..2, changes, header, cut);
     runner
@@ -184,7 +256,11 @@ fn verdicts_are_the_kernels() {
             let mut bytes = bases[base].clone();
             for (index, field, value) in changes {
                 // PT_INTERP has its own test; here it would name files at random.
-                let value = if field == 0 { [1, 0, 7, 0x6474_e551][usize::try_from(value % 4).unwrap()] } else { value };
+                let value = if field == 0 {
+                    [1, 0, 7, 0x6474_e551][usize::try_from(value % 4).unwrap()]
+                } else {
+                    value
+                };
                 let (at, width) = header_field(index, field);
                 put(&mut bytes, at, value, width);
             }
@@ -204,7 +280,10 @@ fn verdicts_are_the_kernels() {
 }
 
 fn cases(standard: u32) -> u32 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(standard)
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok())
+        .unwrap_or(standard)
 }
 
 #[test]
@@ -244,7 +323,10 @@ fn each_defect_has_its_errno() {
     let mut small = base.clone();
     small[4] = 1;
     put(&mut small, 18, 3, 2);
-    assert!(matches!(load(&small, None), Err(LoadError::WrongMachine { class: 1, machine: 3 })));
+    assert!(matches!(
+        load(&small, None),
+        Err(LoadError::WrongMachine { class: 1, machine: 3 })
+    ));
 }
 
 #[test]
@@ -267,7 +349,14 @@ fn interpreters_are_checked_as_execve_does() {
     };
     let named = [name.as_bytes(), b"\0"].concat();
     let full = named.len() as u64;
-    for (text, length) in [(&named[..], 1), (&named[..], 5000), (&named[..], full - 1), (&named[..], full + 10), (b"ab\0\0", 4), (b"\0\0", 2)] {
+    for (text, length) in [
+        (&named[..], 1),
+        (&named[..], 5000),
+        (&named[..], full - 1),
+        (&named[..], full + 10),
+        (b"ab\0\0", 4),
+        (b"\0\0", 2),
+    ] {
         let bytes = with(text, length);
         write(&path, &bytes);
         let kernel = kernels(&path).0;
@@ -286,7 +375,11 @@ fn interpreters_are_checked_as_execve_does() {
     for bytes in [b"short".to_vec(), vec![b'x'; 200], wrong, base[..100].to_vec()] {
         write(&other, &bytes);
         let error = ElfFile::read_interpreter(&bytes[..]).unwrap_err();
-        assert_eq!((Outcome::Errno(error.errno()), error.is_fatal()), (kernels(&path).0, false), "{error}");
+        assert_eq!(
+            (Outcome::Errno(error.errno()), error.is_fatal()),
+            (kernels(&path).0, false),
+            "{error}"
+        );
     }
 }
 
@@ -302,7 +395,15 @@ fn scripts_get_the_arguments_that_the_kernel_gives_them() {
          printf(\"execfn=%s%c\", (char *)getauxval(AT_EXECFN), 0); }",
     )
     .unwrap();
-    assert!(Command::new("cc").arg("-o").arg(&printer).arg(source).status().unwrap().success());
+    assert!(
+        Command::new("cc")
+            .arg("-o")
+            .arg(&printer)
+            .arg(source)
+            .status()
+            .unwrap()
+            .success()
+    );
     let print = printer.to_str().unwrap().to_owned();
     let long = "a".repeat(250 - print.len());
     let lines = [
@@ -339,13 +440,18 @@ fn scripts_get_the_arguments_that_the_kernel_gives_them() {
 }
 
 fn check_script(script: &Path, what: &str) {
-    let real = Command::new(script).args(["x", "", "y z"]).stdin(Stdio::null()).output();
+    let real = Command::new(script)
+        .args(["x", "", "y z"])
+        .stdin(Stdio::null())
+        .output();
     let name = script.to_str().unwrap();
     let argv = [name, "x", "", "y z"].map(|text| text.as_bytes().to_vec()).to_vec();
     let mut invocation = Invocation::new(name.as_bytes(), argv);
     let ours = loop {
         let path = PathBuf::from(std::ffi::OsStr::new(std::str::from_utf8(&invocation.program).unwrap()));
-        let step = fs::File::open(path).map_err(LoadError::from).and_then(|file| head(&file));
+        let step = fs::File::open(path)
+            .map_err(LoadError::from)
+            .and_then(|file| head(&file));
         match step.and_then(|head| invocation.step(&head)) {
             Ok(true) => break Ok(()),
             Ok(false) => {}
@@ -384,7 +490,9 @@ fn argument_limits_are_the_kernels() {
     let real = |argv: &[Vec<u8>]| {
         use std::os::unix::ffi::OsStrExt;
         let mut command = Command::new("/bin/true");
-        command.env_clear().args(argv[1..].iter().map(|text| std::ffi::OsStr::from_bytes(text)));
+        command
+            .env_clear()
+            .args(argv[1..].iter().map(|text| std::ffi::OsStr::from_bytes(text)));
         match command.status() {
             Ok(_) => 0,
             Err(error) => error.raw_os_error().unwrap(),
@@ -406,7 +514,10 @@ fn argument_limits_are_the_kernels() {
         vec![name.clone(), text(131_072)],
         many(21, rest),
         many(21, rest + 1),
-        vec![vec![b'/'; 1]; 1].into_iter().chain(vec![Vec::new(); 250_000]).collect(),
+        vec![vec![b'/'; 1]; 1]
+            .into_iter()
+            .chain(vec![Vec::new(); 250_000])
+            .collect(),
     ] {
         assert_eq!(verdict(&argv), real(&argv), "{} strings", argv.len());
     }
@@ -421,7 +532,10 @@ fn the_window_is_never_mapped() {
         let mut bytes = base.clone();
         let segment = *ElfFile::read(&base[..]).unwrap().segments.last().unwrap();
         put(&mut bytes, header_field(index, 3).0, address + segment.vaddr % PAGE, 8);
-        assert!(matches!(load(&bytes, None), Err(LoadError::Window { .. })), "{address:#x}");
+        assert!(
+            matches!(load(&bytes, None), Err(LoadError::Window { .. })),
+            "{address:#x}"
+        );
     }
     // Nor by a .bss that reaches over it.
     let mut bytes = base.clone();

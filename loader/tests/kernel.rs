@@ -33,13 +33,22 @@ fn check_one(real: &Stopped, randomised: bool) {
     let auxv = real.auxv();
     let (file, inode) = open(&real.program);
     let elf = ElfFile::read(&file).unwrap();
-    let path = elf.interpreter.clone().map(|path| PathBuf::from(String::from_utf8(path).unwrap()));
+    let path = elf
+        .interpreter
+        .clone()
+        .map(|path| PathBuf::from(String::from_utf8(path).unwrap()));
     let interpreter = path.as_ref().map(|path| open(path));
-    let interpreter_elf = interpreter.as_ref().map(|(file, _)| ElfFile::read_interpreter(file).unwrap());
+    let interpreter_elf = interpreter
+        .as_ref()
+        .map(|(file, _)| ElfFile::read_interpreter(file).unwrap());
 
     // The kernel's random choices, from what it says of them.
     let first = |elf: &ElfFile| elf.segments[0].vaddr & !(PAGE - 1);
-    let bias = if elf.kind == Kind::Fixed { 0 } else { auxv.get(kind::ENTRY).unwrap().wrapping_sub(elf.entry) };
+    let bias = if elf.kind == Kind::Fixed {
+        0
+    } else {
+        auxv.get(kind::ENTRY).unwrap().wrapping_sub(elf.entry)
+    };
     let place = Placement {
         program: first(&elf).wrapping_add(bias),
         interpreter: auxv.get(kind::BASE).unwrap() + interpreter_elf.as_ref().map_or(0, first),
@@ -48,7 +57,11 @@ fn check_one(real: &Stopped, randomised: bool) {
     let natural = plan(&elf, interpreter_elf.as_ref(), &place).unwrap().brk;
     let brk = real.stat(47);
     let brk_offset = randomised.then(|| {
-        let gap = if elf.kind == Kind::Relocatable && interpreter_elf.is_none() { 0 } else { PAGE };
+        let gap = if elf.kind == Kind::Relocatable && interpreter_elf.is_none() {
+            0
+        } else {
+            PAGE
+        };
         let offset = brk - natural - gap;
         assert!(offset < 1 << 30, "heap {offset:#x} from its natural place");
         offset
@@ -116,8 +129,14 @@ fn compare_maps(real: &Stopped, made: &Plan, stack: &Stack, (program, interprete
     };
     let ours = made.mappings.iter().map(|mapping| {
         let (inode, offset) = match mapping.content {
-            Content::File { which: Which::Program, offset } => (program, offset),
-            Content::File { which: Which::Interpreter, offset } => (interpreter, offset),
+            Content::File {
+                which: Which::Program,
+                offset,
+            } => (program, offset),
+            Content::File {
+                which: Which::Interpreter,
+                offset,
+            } => (interpreter, offset),
             Content::Zero => (0, 0),
         };
         (mapping.start, mapping.end, mapping.prot, inode, offset)
@@ -126,7 +145,8 @@ fn compare_maps(real: &Stopped, made: &Plan, stack: &Stack, (program, interprete
     let mut ours: Vec<_> = ours.chain([(stack.start, stack.end, 3 | executable, 0, 0)]).collect();
     ours.sort_unstable();
     let kernels = real.maps().into_iter().filter(|map| !map.5.starts_with("[v"));
-    let kernels = kernels.map(|(start, end, prot, offset, inode, _)| (start, end, prot, inode, if inode == 0 { 0 } else { offset }));
+    let kernels = kernels
+        .map(|(start, end, prot, offset, inode, _)| (start, end, prot, inode, if inode == 0 { 0 } else { offset }));
     assert_eq!(join(ours), join(kernels.collect()), "{:?}", real.program);
 }
 
@@ -136,7 +156,11 @@ fn compare_memory(real: &Stopped, made: &Plan, program: &File, interpreter: Opti
         let length = (mapping.end - mapping.start).min(4 << 20);
         let mut expected = vec![0; usize::try_from(length).unwrap()];
         if let Content::File { which, offset } = mapping.content {
-            let file = if which == Which::Program { program } else { interpreter.unwrap() };
+            let file = if which == Which::Program {
+                program
+            } else {
+                interpreter.unwrap()
+            };
             mosix_loader::elf::ProgramFile::read_at(file, offset, &mut expected).unwrap();
         }
         if let Some(from) = mapping.zero_from.filter(|from| *from < mapping.start + length) {
@@ -156,7 +180,17 @@ fn compile(folder: &Path, name: &str, options: &[&str]) -> PathBuf {
     )
     .unwrap();
     let program = folder.join(name);
-    assert!(Command::new("cc").arg("-O0").args(options).arg("-o").arg(&program).arg(source).status().unwrap().success());
+    assert!(
+        Command::new("cc")
+            .arg("-O0")
+            .args(options)
+            .arg("-o")
+            .arg(&program)
+            .arg(source)
+            .status()
+            .unwrap()
+            .success()
+    );
     program
 }
 
@@ -170,19 +204,35 @@ fn programs_compiled_in_every_form() {
         ("static-pie", &["-static-pie", "-fPIE"]),
         ("execstack", &["-pie", "-fPIE", "-z", "execstack"]),
         ("aligned", &["-pie", "-fPIE", "-Wl,-z,max-page-size=0x200000"]),
-        ("aligned-static-pie", &["-static-pie", "-fPIE", "-Wl,-z,max-page-size=0x200000"]),
+        (
+            "aligned-static-pie",
+            &["-static-pie", "-fPIE", "-Wl,-z,max-page-size=0x200000"],
+        ),
         ("joined", &["-static", "-no-pie", "-Wl,-z,noseparate-code"]),
-        ("one-segment", &["-static", "-no-pie", "-nostdlib", "-Wl,-N", "-Wl,-e,main"]),
+        (
+            "one-segment",
+            &["-static", "-no-pie", "-nostdlib", "-Wl,-N", "-Wl,-e,main"],
+        ),
     ];
     for (name, options) in forms {
-        check(&compile(folder.path(), name, options), &["one", "", "three with blanks"]);
+        check(
+            &compile(folder.path(), name, options),
+            &["one", "", "three with blanks"],
+        );
     }
 }
 
 #[test]
 fn programs_of_the_distribution() {
-    for path in ["/bin/true", "/bin/sh", "/usr/bin/perl", "/lib64/ld-linux-x86-64.so.2", "/usr/bin/python3"] {
-        let path = std::fs::canonicalize(path).unwrap_or_else(|_| panic!("{path} is part of every Debian this runs on"));
+    for path in [
+        "/bin/true",
+        "/bin/sh",
+        "/usr/bin/perl",
+        "/lib64/ld-linux-x86-64.so.2",
+        "/usr/bin/python3",
+    ] {
+        let path =
+            std::fs::canonicalize(path).unwrap_or_else(|_| panic!("{path} is part of every Debian this runs on"));
         if head_is_elf(&path) {
             check(&path, &["--version"]);
         }
@@ -190,7 +240,9 @@ fn programs_of_the_distribution() {
 }
 
 fn head_is_elf(path: &Path) -> bool {
-    mosix_loader::elf::head(&File::open(path).unwrap()).unwrap().starts_with(b"\x7fELF")
+    mosix_loader::elf::head(&File::open(path).unwrap())
+        .unwrap()
+        .starts_with(b"\x7fELF")
 }
 
 #[test]

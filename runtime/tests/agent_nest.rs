@@ -270,7 +270,7 @@ fn nothing_outlives() {
             use std::io::Write;
             let nest = Nest::make(HOME_UID).expect("nest");
             nest.enter().expect("enters");
-    nest.enter().expect("enters");
+            nest.enter().expect("enters");
             let program = stub_program().expect("stub");
             let body = blank(&nest, &program, HOME_PID, &now().expect("clocks"), &[]).expect("blank");
             (&write)

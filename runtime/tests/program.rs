@@ -27,7 +27,10 @@ use std::time::Duration;
 fn run(path: &Path, args: &[&str]) -> i32 {
     let mut call = Invocation::new(
         path.as_os_str().as_encoded_bytes(),
-        std::iter::once(path.to_str().unwrap()).chain(args.iter().copied()).map(|arg| arg.as_bytes().to_vec()).collect(),
+        std::iter::once(path.to_str().unwrap())
+            .chain(args.iter().copied())
+            .map(|arg| arg.as_bytes().to_vec())
+            .collect(),
     );
     let open = |path: &[u8]| File::open(std::str::from_utf8(path).unwrap()).unwrap();
     while !call.step(&head(&open(&call.program)).unwrap()).unwrap() {}
@@ -46,7 +49,13 @@ fn run(path: &Path, args: &[&str]) -> i32 {
     };
     let own = Auxv::parse(&fs::read("/proc/self/auxv").unwrap()).unwrap();
     let here = cpu::record();
-    let random = || u64::from_le_bytes(fs::read("/proc/sys/kernel/random/uuid").unwrap()[..8].try_into().unwrap());
+    let random = || {
+        u64::from_le_bytes(
+            fs::read("/proc/sys/kernel/random/uuid").unwrap()[..8]
+                .try_into()
+                .unwrap(),
+        )
+    };
     let loaded = load(Exec {
         pid: Pid(1),
         epoch: Epoch(1),
@@ -60,10 +69,19 @@ fn run(path: &Path, args: &[&str]) -> i32 {
         cpu: here.clone(),
         node: (&here, cpu::area_size()),
         clocks: Clocks::default(),
-        attributes: Attributes { stack_limit: 8 << 20, ..Attributes::default() },
+        attributes: Attributes {
+            stack_limit: 8 << 20,
+            ..Attributes::default()
+        },
         mask: 0,
         ignored: 1 << 12,
-        dice: Dice { program: random(), mmap: random(), stack: random(), stack_pointer: random(), brk: random() },
+        dice: Dice {
+            program: random(),
+            mmap: random(),
+            stack: random(),
+            stack_pointer: random(),
+            brk: random(),
+        },
         random: *b"0123456789abcdef",
     })
     .unwrap();
@@ -78,7 +96,9 @@ fn run(path: &Path, args: &[&str]) -> i32 {
     for (index, file) in loaded.image.files.iter().enumerate() {
         let at = index as u64 * 512;
         let (buffer, _) = Window::buffer(0);
-        window.write_buffer(0, at as usize, &[file.path.as_bytes(), b"\0"].concat()).unwrap();
+        window
+            .write_buffer(0, at as usize, &[file.path.as_bytes(), b"\0"].concat())
+            .unwrap();
         assert!(buffer > SHARED);
         opens.push(Op::must(2, [buffer + at, 0, 0, 0, 0, 0]));
     }
@@ -96,7 +116,10 @@ fn run(path: &Path, args: &[&str]) -> i32 {
     ProcMem::force(pid).unwrap().read(node.start, &mut nodes_text).unwrap();
     let functions = VdsoImage::parse(&nodes_text).unwrap().addresses(node.start);
     // An offset that no system call shows: what the guest sees of it went through this vDSO.
-    let presented = Presented { cpus: here.cpus, realtime_offset_ns: 3_600_000_000_000 };
+    let presented = Presented {
+        cpus: here.cpus,
+        realtime_offset_ns: 3_600_000_000_000,
+    };
     let done = patch(&mut text, &functions, presented).unwrap();
     assert_eq!(done.fallbacks, Vec::<String>::new());
     memory.write(vdso.base, &text).unwrap();
@@ -121,7 +144,13 @@ fn a_signal_stack_must_hold_this_nodes_frame() {
     let elf = ElfFile::read(&File::open("/bin/true").unwrap()).unwrap();
     let own = Auxv::parse(&fs::read("/proc/self/auxv").unwrap()).unwrap();
     let here = cpu::record();
-    let file = FileRef { device: 0, inode: 0, size: 0, mtime_ns: 0, path: String::new() };
+    let file = FileRef {
+        device: 0,
+        inode: 0,
+        size: 0,
+        mtime_ns: 0,
+        path: String::new(),
+    };
     let mut image = load(Exec {
         pid: Pid(7),
         epoch: Epoch(1),
@@ -146,23 +175,40 @@ fn a_signal_stack_must_hold_this_nodes_frame() {
     let birth = cpu::signal_frame();
     assert!(birth >= 1024, "{birth}");
     let bigger = birth + 2048;
-    for (flags, size, fits) in [(2, birth, true), (0, birth, false), (0, bigger - 1, false), (0, bigger, true), (0, birth - 1, true)] {
+    for (flags, size, fits) in [
+        (2, birth, true),
+        (0, birth, false),
+        (0, bigger - 1, false),
+        (0, bigger, true),
+        (0, birth - 1, true),
+    ] {
         image.threads[0].altstack = (0x1000, flags, size);
         assert_eq!(cpu::admit_signal_stacks(&image, bigger).is_ok(), fits, "{flags} {size}");
     }
     assert_eq!(cpu::admit_signal_stacks(&image, cpu::signal_frame()), Ok(()));
     // Registers that come from a CPU without XSAVE fit this one after arrival, and a second time changes nothing.
     image.threads[0].xsave.truncate(512);
-    image.cpu = CpuImage { xsave: Vec::new(), xcr0: 0, ..image.cpu };
+    image.cpu = CpuImage {
+        xsave: Vec::new(),
+        xcr0: 0,
+        ..image.cpu
+    };
     cpu::settle(&mut image).unwrap();
     assert_eq!(image.threads[0].xsave.len(), cpu::area_size());
-    assert_eq!((image.cpu.xcr0, &image.cpu.xsave), (0, &here.xsave), "its birth stays, its layout is this node's");
+    assert_eq!(
+        (image.cpu.xcr0, &image.cpu.xsave),
+        (0, &here.xsave),
+        "its birth stays, its layout is this node's"
+    );
     let once = image.clone();
     cpu::settle(&mut image).unwrap();
     assert_eq!(image, once);
     image.threads[0].altstack = (0x1000, 0, birth);
     let text = cpu::admit_signal_stacks(&image, bigger).unwrap_err().to_string();
-    assert!(text.contains("thread 7") && text.contains(&bigger.to_string()), "{text}");
+    assert!(
+        text.contains("thread 7") && text.contains(&bigger.to_string()),
+        "{text}"
+    );
 }
 
 /// Says what a program finds at its start, as an exit code: 42 when all is right.
@@ -203,7 +249,16 @@ fn compile(folder: &Path, name: &str, options: &[&str]) -> PathBuf {
     let source = folder.join("guest.c");
     fs::write(&source, GUEST).unwrap();
     let program = folder.join(name);
-    assert!(Command::new("cc").args(options).arg("-o").arg(&program).arg(source).status().unwrap().success());
+    assert!(
+        Command::new("cc")
+            .args(options)
+            .arg("-o")
+            .arg(&program)
+            .arg(source)
+            .status()
+            .unwrap()
+            .success()
+    );
     program
 }
 
@@ -229,10 +284,16 @@ fn programs_of_the_distribution_run() {
     assert_eq!(run(Path::new("/bin/false"), &[]), 1);
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let script = format!("import time,hashlib; t=time.time(); open('{}','w').write(hashlib.sha256(b'x'*10**6).hexdigest())", out.display());
+    let script = format!(
+        "import time,hashlib; t=time.time(); open('{}','w').write(hashlib.sha256(b'x'*10**6).hexdigest())",
+        out.display()
+    );
     assert_eq!(run(Path::new("/usr/bin/python3"), &["-c", &script]), 0);
     let plain = Command::new("/usr/bin/python3")
-        .args(["-c", "import hashlib; print(hashlib.sha256(b'x'*10**6).hexdigest(), end='')"])
+        .args([
+            "-c",
+            "import hashlib; print(hashlib.sha256(b'x'*10**6).hexdigest(), end='')",
+        ])
         .output()
         .unwrap();
     assert_eq!(fs::read(&out).unwrap(), plain.stdout);
@@ -243,8 +304,15 @@ fn a_script_runs_by_its_interpreter() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("script");
     let out = folder.path().join("out");
-    fs::write(&script, format!("#!/bin/sh -e\necho \"$# $1 $0\" > {}\nexit 17\n", out.display())).unwrap();
+    fs::write(
+        &script,
+        format!("#!/bin/sh -e\necho \"$# $1 $0\" > {}\nexit 17\n", out.display()),
+    )
+    .unwrap();
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(run(&script, &["a b", "c"]), 17);
-    assert_eq!(fs::read_to_string(&out).unwrap(), format!("2 a b {}\n", script.display()));
+    assert_eq!(
+        fs::read_to_string(&out).unwrap(),
+        format!("2 a b {}\n", script.display())
+    );
 }

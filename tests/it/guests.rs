@@ -27,7 +27,14 @@ fn home(name: &str) {
 fn moving(name: &str) {
     require!(require::program("cc"));
     for times in [1, 2, 3, 7] {
-        let mut guest = Guest::start(name, &[], How::Moving { lab: Lab::shared(), period: PERIOD });
+        let mut guest = Guest::start(
+            name,
+            &[],
+            How::Moving {
+                lab: Lab::shared(),
+                period: PERIOD,
+            },
+        );
         std::thread::sleep(PERIOD);
         guest.go_round(times);
         let verdict = guest.pass();

@@ -183,7 +183,10 @@ impl<'a> Guest<'a> {
         // What it left behind may keep the pipes open: that is then the test's failure, not its standstill.
         let patience = Duration::from_secs(3);
         let lines: Vec<String> = std::iter::from_fn(|| self.lines.recv_timeout(patience).ok()).collect();
-        let stderr = self.stderr.recv_timeout(patience).unwrap_or_else(|_| "(stderr is still open)".to_owned());
+        let stderr = self
+            .stderr
+            .recv_timeout(patience)
+            .unwrap_or_else(|_| "(stderr is still open)".to_owned());
         let Some(status) = status else {
             panic!(
                 "{} (pid {}) did not end; {} moves; said {lines:?}; stderr {stderr:?}",
@@ -204,7 +207,12 @@ impl<'a> Guest<'a> {
         self.tell();
         let verdict = self.end();
         let fine = verdict.status.code() == Some(0) && verdict.lines == ["PASS"] && verdict.stderr.is_empty();
-        assert!(fine, "{name} after {} moves: {}, {verdict:?}", verdict.moves.done, describe(verdict.status));
+        assert!(
+            fine,
+            "{name} after {} moves: {}, {verdict:?}",
+            verdict.moves.done,
+            describe(verdict.status)
+        );
         verdict
     }
 }

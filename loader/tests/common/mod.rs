@@ -34,9 +34,19 @@ impl Stopped {
         if !randomised {
             command.arg("-R");
         }
-        command.arg("sh").arg("-c").arg("kill -STOP $$; exec \"$@\"").arg("sh").arg(name).args(args);
+        command
+            .arg("sh")
+            .arg("-c")
+            .arg("kill -STOP $$; exec \"$@\"")
+            .arg("sh")
+            .arg(name)
+            .args(args);
         // sh sets PWD and such by itself; OLDPWD and _ do not depend on it.
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("LONG", "x".repeat(5000)).env("EMPTY", "");
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("LONG", "x".repeat(5000))
+            .env("EMPTY", "");
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         loop {
@@ -66,7 +76,13 @@ impl Stopped {
             parts
         };
         let (argv, envp) = (list("cmdline"), list("environ"));
-        Some(Self { child, pid, program: program.to_owned(), argv, envp })
+        Some(Self {
+            child,
+            pid,
+            program: program.to_owned(),
+            argv,
+            envp,
+        })
     }
 
     pub fn auxv(&self) -> Auxv {
@@ -76,7 +92,15 @@ impl Stopped {
     /// Fields of /proc/PID/stat by their number in proc(5).
     pub fn stat(&self, field: usize) -> u64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap();
-        stat.rsplit_once(") ").unwrap().1.split(' ').nth(field - 3).unwrap().trim().parse().unwrap()
+        stat.rsplit_once(") ")
+            .unwrap()
+            .1
+            .split(' ')
+            .nth(field - 3)
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
     }
 
     pub fn read(&self, start: u64, length: u64) -> Vec<u8> {
@@ -93,11 +117,23 @@ impl Stopped {
             .map(|line| {
                 let mut parts = line.split_whitespace();
                 let (start, end) = parts.next().unwrap().split_once('-').unwrap();
-                let prot = parts.next().unwrap().bytes().zip([1, 2, 4]).filter(|(byte, _)| *byte != b'-');
+                let prot = parts
+                    .next()
+                    .unwrap()
+                    .bytes()
+                    .zip([1, 2, 4])
+                    .filter(|(byte, _)| *byte != b'-');
                 let prot = prot.map(|(_, bit)| bit).sum();
                 let offset = hex(parts.next().unwrap());
                 let inode = parts.nth(1).unwrap().parse().unwrap();
-                (hex(start), hex(end), prot, offset, inode, parts.next().unwrap_or("").to_owned())
+                (
+                    hex(start),
+                    hex(end),
+                    prot,
+                    offset,
+                    inode,
+                    parts.next().unwrap_or("").to_owned(),
+                )
             })
             .collect()
     }
@@ -109,4 +145,3 @@ impl Drop for Stopped {
         let _ = self.child.wait();
     }
 }
-

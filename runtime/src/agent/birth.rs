@@ -150,7 +150,10 @@ fn limit(host: i32) -> io::Result<()> {
 /// Those of prlimit(2).
 pub fn no_descriptors(host: i32) -> io::Result<()> {
     let target = rustix::process::Pid::from_raw(host);
-    let few = Rlimit { current: Some(4), maximum: Some(4) };
+    let few = Rlimit {
+        current: Some(4),
+        maximum: Some(4),
+    };
     Ok(rustix::process::prlimit(target, Resource::Nofile, few).map(drop)?)
 }
 

@@ -29,8 +29,8 @@ use mosix_wire::image::ProcessImage;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 /// Draws of the address space before a collision with the node's own vDSO is given up.
 const DRAWS: usize = 8;
@@ -75,7 +75,10 @@ pub enum ArrivalError {
 }
 
 fn os<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> ArrivalError {
-    move |error| ArrivalError::Os { what, error: error.into() }
+    move |error| ArrivalError::Os {
+        what,
+        error: error.into(),
+    }
 }
 
 /// A body under construction or built.
@@ -114,7 +117,10 @@ pub fn begin(
     }
     let now = nest::now().map_err(os("reading the clocks"))?;
     let clocks = shared.home_clocks(&image.clocks, &now);
-    let ahead = (clocks.monotonic.saturating_sub(now.monotonic), clocks.boottime.saturating_sub(now.boottime));
+    let ahead = (
+        clocks.monotonic.saturating_sub(now.monotonic),
+        clocks.boottime.saturating_sub(now.boottime),
+    );
     let mut draw = 1;
     let body = loop {
         let fresh = blank(nest, program, image.pid, &clocks, &open)?;
@@ -131,7 +137,13 @@ pub fn begin(
         }
     };
     drop(files);
-    let mut built = Built { image, body, inodes, ahead, vdso: None };
+    let mut built = Built {
+        image,
+        body,
+        inodes,
+        ahead,
+        vdso: None,
+    };
     match built.furnish() {
         Ok(memory) => Ok((built, memory)),
         Err(error) => {
@@ -148,7 +160,10 @@ impl Built {
         if let Some(carried) = &self.image.vdso {
             let mut text = carried.text.clone();
             let functions = self.node_functions(&memory)?;
-            let presented = Presented { cpus: self.image.cpu.cpus, realtime_offset_ns: 0 };
+            let presented = Presented {
+                cpus: self.image.cpu.cpus,
+                realtime_offset_ns: 0,
+            };
             let patched = vdso::patch(&mut text, &functions, presented)?;
             memory.write(carried.base, &text).map_err(os("writing home's vDSO"))?;
             self.vdso = Some((carried.base, patched));
@@ -159,14 +174,21 @@ impl Built {
         let seals = [seal(WINDOW, TEXT_ROOM), seal(SHARED, SHARED_SIZE)];
         let limit = std::time::Duration::from_secs(5);
         let sealed = self.body.window.run(0, &seals, limit);
-        sealed.map_err(|error| BuildError::Script { step: "sealing the window", error })?;
+        sealed.map_err(|error| BuildError::Script {
+            step: "sealing the window",
+            error,
+        })?;
         Ok(memory)
     }
 
     fn node_functions(&self, memory: &ProcMem) -> Result<Vec<(String, u64)>, ArrivalError> {
-        let Some(mapping) = self.body.node.iter().find(|mapping| mapping.name == "[vdso]") else { return Ok(Vec::new()) };
+        let Some(mapping) = self.body.node.iter().find(|mapping| mapping.name == "[vdso]") else {
+            return Ok(Vec::new());
+        };
         let mut text = vec![0; (mapping.len() as usize).min(1 << 16)];
-        memory.read(mapping.start, &mut text).map_err(os("reading the node's vDSO"))?;
+        memory
+            .read(mapping.start, &mut text)
+            .map_err(os("reading the node's vDSO"))?;
         Ok(vdso::VdsoImage::parse(&text)?.addresses(mapping.start))
     }
 
@@ -191,7 +213,12 @@ impl Built {
             let regs = ptrace::Regs(thread.regs);
             let native = decide(table::row(call.0 as u32), &regs.args()) == Decision::Native;
             let open = (thread.in_flight && !native).then_some(call);
-            NewThread { host: *host, tid: thread.tid, seq: thread.seq, open }
+            NewThread {
+                host: *host,
+                tid: thread.tid,
+                seq: thread.seq,
+                open,
+            }
         });
         Ok(Arc::new(BodyCalls {
             pid: self.image.pid,
@@ -207,7 +234,11 @@ impl Built {
     fn undress(&self) -> Result<[Op; 2], ArrivalError> {
         let mut bytes = [0u8; 32];
         bytes[..4].copy_from_slice(&CAPABILITY_VERSION.to_le_bytes());
-        self.body.window.shared().write(BUFFERS, &bytes).map_err(os("the window"))?;
+        self.body
+            .window
+            .shared()
+            .write(BUFFERS, &bytes)
+            .map_err(os("the window"))?;
         let at = SHARED + BUFFERS;
         let (ambient, clear) = (libc::PR_CAP_AMBIENT as u64, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64);
         Ok([
@@ -231,14 +262,19 @@ impl Built {
             | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
         let inside = self.body.install(&bytes, flags)?;
         let fd = fetch(self.body.pid, inside as i32).map_err(os("taking the listener"))?;
-        nest.init.hold(fd.as_fd()).map_err(os("giving process 1 the listener"))?;
+        nest.init
+            .hold(fd.as_fd())
+            .map_err(os("giving process 1 the listener"))?;
         let listener = Listener::new(fd).map_err(os("the listener"))?;
         if !listener.set_sync_wake_up() {
             tracing::debug!("this kernel has no SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP: calls take longer");
         }
         // The body's own descriptor of it goes, by the first call that the filter reports.
         let close = [Op::must(libc::SYS_close, [inside as u64, 0, 0, 0, 0, 0])];
-        let failed = |error| BuildError::Script { step: "closing the listener", error };
+        let failed = |error| BuildError::Script {
+            step: "closing the listener",
+            error,
+        };
         self.body.window.post(0, &close).map_err(failed)?;
         let n = listener.recv(None).map_err(os("the first call"))?;
         let n = n.ok_or_else(|| os("the first call")(io::Error::from(io::ErrorKind::UnexpectedEof)))?;
@@ -253,7 +289,12 @@ impl Built {
 
     /// Numbers at home by numbers of this node.
     pub fn numbers(&self) -> HashMap<i32, i32> {
-        self.body.tids.iter().zip(&self.image.threads).map(|(host, thread)| (*host, thread.tid.0)).collect()
+        self.body
+            .tids
+            .iter()
+            .zip(&self.image.threads)
+            .map(|(host, thread)| (*host, thread.tid.0))
+            .collect()
     }
 
     /// Kills the body and waits until nothing of it is left.

@@ -45,7 +45,11 @@ pub struct Made {
 
 impl From<&Notification> for Made {
     fn from(n: &Notification) -> Self {
-        Self { nr: n.nr, ip: n.instruction_pointer, args: n.args }
+        Self {
+            nr: n.nr,
+            ip: n.instruction_pointer,
+            args: n.args,
+        }
     }
 }
 
@@ -228,7 +232,11 @@ impl Calls {
                 (new.host, thread)
             })
             .collect();
-        Self(Mutex::new(State { phase: Phase::Running, threads, capturing: false }))
+        Self(Mutex::new(State {
+            phase: Phase::Running,
+            threads,
+            capturing: false,
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -239,7 +247,9 @@ impl Calls {
     pub fn received(&self, n: &Notification, stub: bool) -> Step {
         let mut state = self.lock();
         let (phase, capturing) = (state.phase, state.capturing);
-        let Some(thread) = state.threads.get_mut(&n.tid) else { return Step::Unknown };
+        let Some(thread) = state.threads.get_mut(&n.tid) else {
+            return Step::Unknown;
+        };
         if stub && (capturing || thread.injecting) {
             return Step::Own;
         }
@@ -247,7 +257,13 @@ impl Calls {
             return Step::Rewind;
         }
         let made = Made::from(n);
-        let mut waiting = Waiting { id: n.id, made, sent: None, cancelled: false, mask: None };
+        let mut waiting = Waiting {
+            id: n.id,
+            made,
+            sent: None,
+            cancelled: false,
+            mask: None,
+        };
         match thread.parked.take_if(|parked| parked.made == made) {
             Some(Parked { over: Some(over), .. }) => return Step::Answered(Box::new(over)),
             Some(Parked { sent, over: None, .. }) => {
@@ -274,7 +290,9 @@ impl Calls {
     pub fn sent(&self, host: i32, id: u64, seq: Seq, scatter: Scatter, mask: Option<u64>) -> Going {
         let mut state = self.lock();
         let running = state.phase == Phase::Running;
-        let Some(thread) = state.threads.get_mut(&host) else { return Going::No };
+        let Some(thread) = state.threads.get_mut(&host) else {
+            return Going::No;
+        };
         match &mut thread.waiting {
             Some(waiting) if waiting.id == id && running => {
                 waiting.sent = Some(Sent { seq: seq.0, scatter });
@@ -291,7 +309,9 @@ impl Calls {
     /// The notification was answered here, without home. False when it was not waiting any more: then the answer must not be given.
     pub fn settled(&self, host: i32, id: u64) -> bool {
         let mut state = self.lock();
-        let Some(thread) = state.threads.get_mut(&host) else { return false };
+        let Some(thread) = state.threads.get_mut(&host) else {
+            return false;
+        };
         thread.waiting.take_if(|waiting| waiting.id == id).is_some()
     }
 
@@ -299,7 +319,9 @@ impl Calls {
     pub fn replied(&self, reply: &Reply, payload: &[u8]) -> Replied {
         let mut state = self.lock();
         let found = state.threads.iter_mut().find(|(_, thread)| thread.tid == reply.tid);
-        let Some((&host, thread)) = found else { return Replied::Stale };
+        let Some((&host, thread)) = found else {
+            return Replied::Stale;
+        };
         let open = |sent: &Option<Sent>| sent.as_ref().is_some_and(|sent| sent.seq == reply.seq.0);
         if reply.result == NEEDS_HOME {
             // Nothing was executed: the thread makes the call again, at home.
@@ -318,12 +340,21 @@ impl Calls {
             // Only under the tracer's eyes a restart code may reach the body, and handlers run before the call returns.
             if is_restart(reply.result) || thread.due {
                 return match &waiting.sent {
-                    Some(sent) => Replied::Due { host, scatter: sent.scatter.clone() },
+                    Some(sent) => Replied::Due {
+                        host,
+                        scatter: sent.scatter.clone(),
+                    },
                     None => Replied::Stale,
                 };
             }
             return match thread.waiting.take() {
-                Some(Waiting { id, sent: Some(sent), .. }) => Replied::Answer { host, id, scatter: sent.scatter },
+                Some(Waiting {
+                    id, sent: Some(sent), ..
+                }) => Replied::Answer {
+                    host,
+                    id,
+                    scatter: sent.scatter,
+                },
                 _ => Replied::Stale,
             };
         }
@@ -344,7 +375,9 @@ impl Calls {
     /// The call of a thread is over, and its outputs are in place, but it was parked meanwhile: it gets the result when made again.
     pub fn over(&self, host: i32, result: i64) {
         let mut state = self.lock();
-        let Some(thread) = state.threads.get_mut(&host) else { return };
+        let Some(thread) = state.threads.get_mut(&host) else {
+            return;
+        };
         match &mut thread.parked {
             Some(_) if is_restart(result) => thread.parked = None,
             Some(parked) => parked.over = Some(Over::Result(result)),
@@ -425,7 +458,10 @@ impl Calls {
 
     /// Whether the thread waits for an answer.
     pub fn is_waiting(&self, host: i32) -> bool {
-        self.lock().threads.get(&host).is_some_and(|thread| thread.waiting.is_some())
+        self.lock()
+            .threads
+            .get(&host)
+            .is_some_and(|thread| thread.waiting.is_some())
     }
 
     /// The thread's number at home.
@@ -435,7 +471,11 @@ impl Calls {
 
     /// The thread's number here.
     pub fn host_tid(&self, tid: Tid) -> Option<i32> {
-        self.lock().threads.iter().find(|(_, thread)| thread.tid == tid).map(|(host, _)| *host)
+        self.lock()
+            .threads
+            .iter()
+            .find(|(_, thread)| thread.tid == tid)
+            .map(|(host, _)| *host)
     }
 
     /// Forgets a thread that ended; how many are left.
@@ -454,11 +494,22 @@ impl Calls {
     pub fn leaving(&self, host: i32) -> Leaving {
         let mut state = self.lock();
         let Some(thread) = state.threads.get_mut(&host) else {
-            return Leaving { seq: 0, in_flight: false, over: None };
+            return Leaving {
+                seq: 0,
+                in_flight: false,
+                over: None,
+            };
         };
-        let over = thread.parked.take_if(|parked| parked.over.is_some()).and_then(|parked| parked.over);
+        let over = thread
+            .parked
+            .take_if(|parked| parked.over.is_some())
+            .and_then(|parked| parked.over);
         let in_flight = thread.parked.is_some() || thread.arrived.is_some();
-        Leaving { seq: thread.seq, in_flight, over }
+        Leaving {
+            seq: thread.seq,
+            in_flight,
+            over,
+        }
     }
 }
 
@@ -466,7 +517,11 @@ impl Calls {
 fn park(thread: &mut Thread) -> Option<u64> {
     let waiting = thread.waiting.take()?;
     if let Some(sent) = waiting.sent {
-        thread.parked = Some(Parked { made: waiting.made, sent, over: None });
+        thread.parked = Some(Parked {
+            made: waiting.made,
+            sent,
+            over: None,
+        });
     }
     Some(waiting.id)
 }

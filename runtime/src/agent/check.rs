@@ -51,7 +51,16 @@ pub enum BadImage {
 }
 
 fn count(what: &'static str, count: usize, least: usize, most: usize) -> Result<(), BadImage> {
-    if (least..=most).contains(&count) { Ok(()) } else { Err(BadImage::Count { what, count, least, most }) }
+    if (least..=most).contains(&count) {
+        Ok(())
+    } else {
+        Err(BadImage::Count {
+            what,
+            count,
+            least,
+            most,
+        })
+    }
 }
 
 /// Judges an image.
@@ -59,7 +68,12 @@ fn count(what: &'static str, count: usize, least: usize, most: usize) -> Result<
 /// # Errors
 /// The first thing wrong with it.
 pub fn image(image: &ProcessImage) -> Result<(), BadImage> {
-    count("threads", image.threads.len(), 1, limits::THREADS.min(SLOT_COUNT as usize))?;
+    count(
+        "threads",
+        image.threads.len(),
+        1,
+        limits::THREADS.min(SLOT_COUNT as usize),
+    )?;
     count("mappings", image.vmas.len(), 1, limits::VMAS)?;
     count("files", image.files.len(), 0, FILES)?;
     count("handlers", image.actions.len(), 64, 64)?;
@@ -131,7 +145,9 @@ fn mappings(image: &ProcessImage) -> Result<(), BadImage> {
 
 /// Whether `length` bytes at `address` lie within mappings of the image: where pages may be written.
 pub fn covered(vmas: &[Vma], address: u64, length: u64) -> bool {
-    let Some(end) = address.checked_add(length) else { return false };
+    let Some(end) = address.checked_add(length) else {
+        return false;
+    };
     let mut at = address;
     let mut index = vmas.partition_point(|vma| vma.end <= address);
     while at < end {
@@ -151,7 +167,13 @@ mod tests {
     use mosix_wire::image::{Attributes, Clocks, MmImage, SigAction, SigInfo, ThreadImage};
 
     fn vma(start: u64, end: u64) -> Vma {
-        Vma { start, end, prot: 3, flags: 0, backing: Backing::Anonymous }
+        Vma {
+            start,
+            end,
+            prot: 3,
+            flags: 0,
+            backing: Backing::Anonymous,
+        }
     }
 
     fn thread(tid: i32) -> ThreadImage {
@@ -181,7 +203,11 @@ mod tests {
             uid: 1,
             exe: "/x".into(),
             threads: vec![thread(100), thread(101)],
-            vmas: vec![vma(0x40_0000, 0x40_1000), vma(0x40_1000, 0x40_3000), vma(0x7f00_0000_0000, 0x7f00_0000_1000)],
+            vmas: vec![
+                vma(0x40_0000, 0x40_1000),
+                vma(0x40_1000, 0x40_3000),
+                vma(0x7f00_0000_0000, 0x7f00_0000_1000),
+            ],
             files: vec![],
             mm: MmImage::default(),
             actions: vec![SigAction::default(); 64],

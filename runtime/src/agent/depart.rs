@@ -32,8 +32,8 @@ use mosix_wire::image::{Clocks, FileRef, ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::limits::PAGE_RUN;
 use mosix_wire::link::{ToHome, ToHost};
 use std::io;
-use std::sync::mpsc;
 use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const PAGE: u64 = 4096;
@@ -142,7 +142,9 @@ pub fn begin(
         let leaving = calls.calls.leaving(thread.tid);
         // Home answered while the thread was being stopped: the call ends here.
         let result = match leaving.over {
-            Some(Over::Reply(sent, reply, payload)) => sent.scatter.apply(&Guest::of(thread.tid), &reply, &payload).ok(),
+            Some(Over::Reply(sent, reply, payload)) => {
+                sent.scatter.apply(&Guest::of(thread.tid), &reply, &payload).ok()
+            }
             Some(Over::Result(result)) => Some(result),
             None => None,
         };
@@ -177,14 +179,31 @@ pub fn begin(
     }
     let memory = ProcMem::force(built.body.pid).map_err(os("memory"));
     let (end, go) = mpsc::channel();
-    let departure = Departure { threads: image.threads.clone(), end, image: Arc::new(image) };
+    let departure = Departure {
+        threads: image.threads.clone(),
+        end,
+        image: Arc::new(image),
+    };
     let image = Arc::clone(&departure.image);
     process.frozen = Some(frozen);
     process.departure = Some(departure);
     let memory = memory?;
-    let Some(stream) = stream.take() else { return Err(DepartError::Freeze(io::ErrorKind::NotConnected.into())) };
-    let job = Job { shared: Arc::clone(shared), image, pages, memory, stream, go, to_home, attempt };
-    shared.start(format!("depart {}", process.pid), move || job.run()).map_err(os("starting the sending thread"))
+    let Some(stream) = stream.take() else {
+        return Err(DepartError::Freeze(io::ErrorKind::NotConnected.into()));
+    };
+    let job = Job {
+        shared: Arc::clone(shared),
+        image,
+        pages,
+        memory,
+        stream,
+        go,
+        to_home,
+        attempt,
+    };
+    shared
+        .start(format!("depart {}", process.pid), move || job.run())
+        .map_err(os("starting the sending thread"))
 }
 
 /// Undoes [`begin`]'s capture after one of its later steps failed; the body stays frozen.
@@ -192,7 +211,9 @@ pub fn begin(
 /// # Errors
 /// The body is lost.
 pub fn undo(process: &mut Process) -> io::Result<()> {
-    if let (Some(departure), Some(built), Some(frozen)) = (process.departure.take(), &process.built, &mut process.frozen) {
+    if let (Some(departure), Some(built), Some(frozen)) =
+        (process.departure.take(), &process.built, &mut process.frozen)
+    {
         departure.undo(built, frozen)?;
     }
     Ok(())
@@ -234,7 +255,11 @@ fn image_of(
     for ((thread, (seq, in_flight)), frozen) in captured.threads.iter_mut().zip(seqs).zip(&frozen.threads) {
         thread.seq = *seq;
         thread.in_flight = *in_flight;
-        let before = old.threads.iter().find(|before| before.tid == thread.tid).map_or(0, |before| before.cpu_ns);
+        let before = old
+            .threads
+            .iter()
+            .find(|before| before.tid == thread.tid)
+            .map_or(0, |before| before.cpu_ns);
         thread.cpu_ns = before.saturating_add(usage::cpu_ns(pid, Some(frozen.tid)).unwrap_or(0));
     }
     let pages = runs(pid, &vmas, &pages).map_err(os("pagemap"))?;
@@ -270,12 +295,25 @@ fn image_of(
 
 /// Steps threads out of code that is not the same on the next node: the node's own vDSO and the jumps into it.
 fn out_of_vdso(built: &Built, frozen: &mut Frozen) -> Result<(), DepartError> {
-    let node = built.body.node.iter().filter(|mapping| mapping.name == "[vdso]").map(Mapping::clone).collect::<Vec<_>>();
-    let carried = built.image.vdso.as_ref().map(|vdso| vdso.base..vdso.base + vdso.text.len() as u64);
+    let node = built
+        .body
+        .node
+        .iter()
+        .filter(|mapping| mapping.name == "[vdso]")
+        .map(Mapping::clone)
+        .collect::<Vec<_>>();
+    let carried = built
+        .image
+        .vdso
+        .as_ref()
+        .map(|vdso| vdso.base..vdso.base + vdso.text.len() as u64);
     let inside = |ip: u64| {
         let own = node.iter().any(|mapping| (mapping.start..mapping.end).contains(&ip));
         let home = carried.as_ref().is_some_and(|range| range.contains(&ip));
-        let stable = built.vdso.as_ref().is_some_and(|(base, patched)| ip.checked_sub(*base).is_some_and(|at| patched.is_stable(at as usize)));
+        let stable = built
+            .vdso
+            .as_ref()
+            .is_some_and(|(base, patched)| ip.checked_sub(*base).is_some_and(|at| patched.is_stable(at as usize)));
         own || (home && !stable)
     };
     for thread in frozen.threads.iter_mut().filter(|thread| inside(thread.regs.rip())) {
@@ -334,7 +372,10 @@ impl Job {
         } else {
             encode_body(&ToHost::ImageEnd { pid, pages: count })
         };
-        let sent = end.map_err(LinkError::from).and_then(|end| self.stream.send(&end, &[])).and_then(|()| self.stream.finish());
+        let sent = end
+            .map_err(LinkError::from)
+            .and_then(|end| self.stream.send(&end, &[]))
+            .and_then(|()| self.stream.finish());
         if let Err(error) = sent {
             // Home decides now; it learns of the break from the other end, or by silence.
             tracing::warn!(%pid, %error, "the end of an image could not be sent");
@@ -343,8 +384,11 @@ impl Job {
 
     fn send(&mut self) -> Result<u64, LinkError> {
         let image = Box::new(ProcessImage::clone(&self.image));
-        let first =
-            if self.to_home { encode_body(&ToHome::Departing(image)) } else { encode_body(&ToHost::Arrive(image)) };
+        let first = if self.to_home {
+            encode_body(&ToHome::Departing(image))
+        } else {
+            encode_body(&ToHost::Arrive(image))
+        };
         self.stream.send(&first?, &[])?;
         let (pid, to_home) = (self.image.pid, self.to_home);
         let (stream, memory) = (&mut self.stream, &self.memory);
@@ -354,7 +398,9 @@ impl Job {
             } else {
                 encode_body(&ToHost::Pages { pid, address })
             };
-            stream.send(&head.map_err(io::Error::other)?, &[bytes]).map_err(io::Error::other)
+            stream
+                .send(&head.map_err(io::Error::other)?, &[bytes])
+                .map_err(io::Error::other)
         };
         Ok(memory::read(memory, &self.pages, &mut each)? / PAGE)
     }
@@ -372,7 +418,12 @@ pub fn dial(shared: &Arc<Shared>, pid: Pid, attempt: Epoch, node: NodeName, peer
     }
 }
 
-fn connect(shared: &Shared, node: &NodeName, peer: Fingerprint, files: &[FileRef]) -> Result<Sender, Box<dyn std::error::Error>> {
+fn connect(
+    shared: &Shared,
+    node: &NodeName,
+    peer: Fingerprint,
+    files: &[FileRef],
+) -> Result<Sender, Box<dyn std::error::Error>> {
     let control = Control::at(&shared.config.state_dir);
     let fd = control.open_stream(node, shared.config.job, Purpose::Pages)?;
     let mut stream = Stream::dial(fd, &shared.security(peer)?)?;
@@ -384,14 +435,20 @@ fn connect(shared: &Shared, node: &NodeName, peer: Fingerprint, files: &[FileRef
     for file in lacks {
         let memfd = {
             let known = lock(&shared.files);
-            let (fd, _) = known.get(&file).ok_or_else(|| format!("the bytes of {} are not here", file.path))?;
+            let (fd, _) = known
+                .get(&file)
+                .ok_or_else(|| format!("the bytes of {} are not here", file.path))?;
             fd.try_clone_to_owned()?
         };
         let mut offset = 0;
         loop {
             let count = rustix::io::pread(&memfd, &mut buffer[..], offset)?;
             let last = count == 0 || offset + count as u64 >= file.size;
-            let head = ToHost::FileBytes { file: file.clone(), offset, last };
+            let head = ToHost::FileBytes {
+                file: file.clone(),
+                offset,
+                last,
+            };
             stream.send(&encode_body(&head)?, &[buffer.get(..count).unwrap_or_default()])?;
             offset += count as u64;
             if last {

@@ -78,7 +78,12 @@ impl Files {
             let memfd = shared::memfd("mosix-file", file.size)?;
             let inode = std::fs::File::from(memfd.try_clone()?).metadata()?.ino();
             self.bytes += file.size;
-            let empty = File { memfd, inode, have: 0, complete: false };
+            let empty = File {
+                memfd,
+                inode,
+                have: 0,
+                complete: false,
+            };
             self.known.insert(file.clone(), empty);
             lacking.push(file.clone());
         }
@@ -96,7 +101,11 @@ impl Files {
         };
         let end = offset.checked_add(bytes.len() as u64);
         if offset != known.have || end.is_none_or(|end| end > file.size) {
-            return Err(FileError::Order { path: file.path.clone(), offset, have: known.have });
+            return Err(FileError::Order {
+                path: file.path.clone(),
+                offset,
+                have: known.have,
+            });
         }
         let mut done = 0;
         while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
@@ -124,7 +133,13 @@ mod tests {
     use super::*;
 
     fn file(inode: u64, size: u64) -> FileRef {
-        FileRef { device: 1, inode, size, mtime_ns: 0, path: "/f".into() }
+        FileRef {
+            device: 1,
+            inode,
+            size,
+            mtime_ns: 0,
+            path: "/f".into(),
+        }
     }
 
     #[test]
@@ -133,8 +148,14 @@ mod tests {
         let a = file(1, 10);
         assert_eq!(files.lacks(std::slice::from_ref(&a)).unwrap(), vec![a.clone()]);
         files.take(&a, 0, b"01234", false).unwrap();
-        assert!(matches!(files.take(&a, 6, b"x", false), Err(FileError::Order { have: 5, .. })));
-        assert!(matches!(files.take(&a, 5, b"567890", true), Err(FileError::Order { .. })));
+        assert!(matches!(
+            files.take(&a, 6, b"x", false),
+            Err(FileError::Order { have: 5, .. })
+        ));
+        assert!(matches!(
+            files.take(&a, 5, b"567890", true),
+            Err(FileError::Order { .. })
+        ));
         assert!(files.get(&a).is_none());
         files.take(&a, 5, b"56789", true).unwrap();
         assert!(matches!(files.take(&a, 10, b"", true), Err(FileError::Unwanted(_))));
@@ -150,6 +171,9 @@ mod tests {
     fn more_than_allowed_is_refused_before_anything_is_kept() {
         let mut files = Files::default();
         assert!(matches!(files.lacks(&[file(1, u64::MAX)]), Err(FileError::Full)));
-        assert!(matches!(files.lacks(&[file(1, TOTAL), file(2, 1)]), Err(FileError::Full)));
+        assert!(matches!(
+            files.lacks(&[file(1, TOTAL), file(2, 1)]),
+            Err(FileError::Full)
+        ));
     }
 }

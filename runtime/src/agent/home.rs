@@ -38,7 +38,13 @@ fn take(shared: &Arc<Shared>, message: ToHost, payload: &[u8]) -> Result<(), Str
                 shared.observe(clocks, &now);
             }
             let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-            answer(shared, &ToHome::Welcome { agent: shared.life, kernel });
+            answer(
+                shared,
+                &ToHome::Welcome {
+                    agent: shared.life,
+                    kernel,
+                },
+            );
             shared.command(Command::Home(message));
         }
         ToHost::Files(files) => {
@@ -46,9 +52,13 @@ fn take(shared: &Arc<Shared>, message: ToHost, payload: &[u8]) -> Result<(), Str
             answer(shared, &ToHome::Lacks(lacks));
         }
         ToHost::FileBytes { file, offset, last } => {
-            lock(&shared.files).take(&file, offset, payload, last).map_err(|error| error.to_string())?;
+            lock(&shared.files)
+                .take(&file, offset, payload, last)
+                .map_err(|error| error.to_string())?;
         }
-        ToHost::Expect { ref from, fingerprint, .. } => {
+        ToHost::Expect {
+            ref from, fingerprint, ..
+        } => {
             shared.expect(from.clone(), mosix_wire::control::Fingerprint(fingerprint));
             shared.command(Command::Home(message));
         }

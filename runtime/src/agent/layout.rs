@@ -42,7 +42,9 @@ pub fn of_body(built: &Built, present: &[Mapping]) -> Result<(Vec<Vma>, Vec<Page
             return Err(Strange(mapping.start, mapping.name.clone()));
         }
         for piece in cut(mapping.start..mapping.end, &fixed) {
-            let special = fixed.iter().find(|(range, _)| range.start <= piece.start && piece.end <= range.end);
+            let special = fixed
+                .iter()
+                .find(|(range, _)| range.start <= piece.start && piece.end <= range.end);
             let (backing, which) = match (file, special) {
                 (Some(file), _) => {
                     let offset = mapping.offset + (piece.start - mapping.start);
@@ -53,7 +55,13 @@ pub fn of_body(built: &Built, present: &[Mapping]) -> Result<(Vec<Vma>, Vec<Page
                 (None, _) => (Backing::Anonymous, Pages::Touched),
             };
             let flags = carried_flags(mapping);
-            vmas.push(Vma { start: piece.start, end: piece.end, prot: mapping.prot, flags, backing });
+            vmas.push(Vma {
+                start: piece.start,
+                end: piece.end,
+                prot: mapping.prot,
+                flags,
+                backing,
+            });
             pages.push(which);
         }
     }
@@ -63,12 +71,19 @@ pub fn of_body(built: &Built, present: &[Mapping]) -> Result<(Vec<Vma>, Vec<Page
 /// Cuts a range at the borders of the fixed ones.
 fn cut(range: Range<u64>, fixed: &[(Range<u64>, Backing)]) -> Vec<Range<u64>> {
     let inside = |at: &u64| range.start < *at && *at < range.end;
-    let mut borders: Vec<u64> = fixed.iter().flat_map(|(fixed, _)| [fixed.start, fixed.end]).filter(inside).collect();
+    let mut borders: Vec<u64> = fixed
+        .iter()
+        .flat_map(|(fixed, _)| [fixed.start, fixed.end])
+        .filter(inside)
+        .collect();
     borders.push(range.end);
     borders.sort_unstable();
     borders.dedup();
     let mut start = range.start;
-    borders.into_iter().map(|end| std::mem::replace(&mut start, end)..end).collect()
+    borders
+        .into_iter()
+        .map(|end| std::mem::replace(&mut start, end)..end)
+        .collect()
 }
 
 #[cfg(test)]

@@ -75,7 +75,10 @@ impl Process {
             destination: None,
             signals: Signals::default(),
             bytes: 0,
-            how: Exit::Signal { signal: libc::SIGKILL as u8, core: false },
+            how: Exit::Signal {
+                signal: libc::SIGKILL as u8,
+                core: false,
+            },
             why: String::new(),
             way: None,
         }
@@ -169,7 +172,10 @@ impl Process {
             serve::send(&calls, host, id, Answer::Result(ERESTARTNOINTR));
         }
         let deadline = Instant::now() + STOP_LIMIT;
-        let mut frozen = Frozen { pid: host, threads: Vec::with_capacity(self.tids.len()) };
+        let mut frozen = Frozen {
+            pid: host,
+            threads: Vec::with_capacity(self.tids.len()),
+        };
         for tid in self.tids.clone() {
             match self.settle_thread(shared, tid, deadline) {
                 Ok(Some(thread)) => frozen.threads.push(thread),
@@ -188,13 +194,20 @@ impl Process {
     /// Waits for one interrupted thread; `None` when it ended.
     fn settle_thread(&mut self, shared: &Shared, tid: i32, deadline: Instant) -> io::Result<Option<FrozenThread>> {
         loop {
-            let Some(event) = wait_for(tid, deadline)? else { return Err(io::ErrorKind::TimedOut.into()) };
+            let Some(event) = wait_for(tid, deadline)? else {
+                return Err(io::ErrorKind::TimedOut.into());
+            };
             match self.standing(shared, tid, event) {
                 Ok(true) => {
                     let mut regs = ptrace::regs(tid)?;
                     let raw = regs.rax();
                     let standing = settle(&mut regs, |_| false);
-                    return Ok(Some(FrozenThread { tid, regs, raw, standing }));
+                    return Ok(Some(FrozenThread {
+                        tid,
+                        regs,
+                        raw,
+                        standing,
+                    }));
                 }
                 Ok(false) => {}
                 Err(_) if !self.tids.contains(&tid) => return Ok(None),
@@ -208,9 +221,17 @@ impl Process {
         let built = self.built.as_ref()?;
         let threads = built.body.tids.iter().map(|tid| {
             let regs = ptrace::regs(*tid).ok()?;
-            Some(FrozenThread { tid: *tid, regs, raw: regs.rax(), standing: Standing::User })
+            Some(FrozenThread {
+                tid: *tid,
+                regs,
+                raw: regs.rax(),
+                standing: Standing::User,
+            })
         });
-        Some(Frozen { pid: built.body.pid, threads: threads.collect::<Option<_>>()? })
+        Some(Frozen {
+            pid: built.body.pid,
+            threads: threads.collect::<Option<_>>()?,
+        })
     }
 
     fn let_go(&self, frozen: &Frozen) {
@@ -230,12 +251,15 @@ impl Process {
     /// The captured threads could not be put back: the body is lost.
     pub fn thaw(&mut self) -> io::Result<()> {
         if self.stopped || self.held {
-            if let (Some(departure), Some(built), Some(frozen)) = (self.departure.take(), &self.built, &mut self.frozen) {
+            if let (Some(departure), Some(built), Some(frozen)) = (self.departure.take(), &self.built, &mut self.frozen)
+            {
                 departure.undo(built, frozen)?;
             }
             return Ok(());
         }
-        let Some(mut frozen) = self.frozen.take() else { return Ok(()) };
+        let Some(mut frozen) = self.frozen.take() else {
+            return Ok(());
+        };
         if let (Some(departure), Some(built)) = (self.departure.take(), &self.built) {
             departure.undo(built, &mut frozen)?;
         }

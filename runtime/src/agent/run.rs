@@ -78,7 +78,9 @@ pub fn run(start: &AgentStart) -> anyhow::Result<String> {
 fn serve(shared: &Arc<Shared>, mut socket: AgentSocket) -> std::io::Result<()> {
     let path = crate::node::paths::agent_socket(&shared.config.state_dir, shared.config.job);
     let hearing = Arc::clone(shared);
-    std::thread::Builder::new().name("home".to_owned()).spawn(move || home::run(&hearing))?;
+    std::thread::Builder::new()
+        .name("home".to_owned())
+        .spawn(move || home::run(&hearing))?;
     let accepting = Arc::clone(shared);
     std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
         loop {

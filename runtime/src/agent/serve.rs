@@ -95,12 +95,22 @@ impl Server<'_> {
     }
 
     fn forward(&self, row: &table::Row, tid: Tid, seq: Seq) {
-        let ids = Ids { pid: self.body.pid, tid, epoch: self.body.epoch(), seq };
+        let ids = Ids {
+            pid: self.body.pid,
+            tid,
+            epoch: self.body.epoch(),
+            seq,
+        };
         match gather(row, self.n.args, &Guest::of(self.n.tid), ids) {
             Gathered::Errno(errno) => self.answer(Answer::Result(-i64::from(errno))),
             Gathered::ComeHome(why) => self.come_home(why),
             Gathered::Forward(forward) => {
-                let Forward { call, payload, scatter, temp_mask } = *forward;
+                let Forward {
+                    call,
+                    payload,
+                    scatter,
+                    temp_mask,
+                } = *forward;
                 // What was read may be another thread's by now, if the caller died meanwhile.
                 if !self.body.listener.is_valid(self.n.id) {
                     return;
@@ -144,7 +154,8 @@ impl Server<'_> {
     fn exit(&self, tid: Tid) {
         let status = self.n.args[0] as i32;
         if self.calls().count() <= 1 {
-            self.shared.command(Command::Exit(self.body.pid, Exit::Code(status & 0xff)));
+            self.shared
+                .command(Command::Exit(self.body.pid, Exit::Code(status & 0xff)));
             return;
         }
         if self.calls().settled(self.n.tid, self.n.id) {
@@ -167,10 +178,24 @@ impl Server<'_> {
                 word.copy_from_slice(&bytes[index * 8..index * 8 + 8]);
                 u64::from_le_bytes(word)
             };
-            let action = SigAction { handler: word(0), flags: word(1), restorer: word(2), mask: word(3) };
+            let action = SigAction {
+                handler: word(0),
+                flags: word(1),
+                restorer: word(2),
+                mask: word(3),
+            };
             if let (Ok(signal @ 1..=64), true) = (u8::try_from(signal), self.body.listener.is_valid(self.n.id)) {
                 let (pid, epoch) = (self.body.pid, self.body.epoch());
-                self.shared.tell(&ToHome::Action { pid, tid, epoch, signal, action }, &[]);
+                self.shared.tell(
+                    &ToHome::Action {
+                        pid,
+                        tid,
+                        epoch,
+                        signal,
+                        action,
+                    },
+                    &[],
+                );
             }
         }
         // Another thread could change the structure between the two reads; then the body's kernel is right about the handler, and
@@ -235,6 +260,8 @@ pub fn replied(shared: &Shared, reply: &Reply, payload: &[u8]) {
             shared.command(Command::WantHome(body.pid, nr as u32));
         }
         Replied::Kept => {}
-        Replied::Stale => tracing::debug!(pid = %reply.pid, tid = %reply.tid, seq = reply.seq.0, "a reply nobody waits for"),
+        Replied::Stale => {
+            tracing::debug!(pid = %reply.pid, tid = %reply.tid, seq = reply.seq.0, "a reply nobody waits for")
+        }
     }
 }

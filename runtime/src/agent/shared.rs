@@ -140,7 +140,9 @@ pub struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -169,7 +171,12 @@ impl Shared {
     ///
     /// # Errors
     /// Those of eventfd(2).
-    pub fn new(config: Config, identity: Identity, session: Session, life: Nonce) -> io::Result<(Arc<Self>, Receiver<Command>)> {
+    pub fn new(
+        config: Config,
+        identity: Identity,
+        session: Session,
+        life: Nonce,
+    ) -> io::Result<(Arc<Self>, Receiver<Command>)> {
         let (queue, commands) = channel();
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let shared = Self {
@@ -219,7 +226,11 @@ impl Shared {
 
     /// The body with this pid at home.
     pub fn body(&self, pid: Pid) -> Option<Arc<BodyCalls>> {
-        self.bodies.read().unwrap_or_else(|poison| poison.into_inner()).get(&pid).cloned()
+        self.bodies
+            .read()
+            .unwrap_or_else(|poison| poison.into_inner())
+            .get(&pid)
+            .cloned()
     }
 
     /// Says something to home. A message that cannot be sent belongs to a session that is over: the receiving thread notices too.
@@ -242,7 +253,11 @@ impl Shared {
     /// # Errors
     /// Those of the TLS library's set-up.
     pub fn security(&self, peer: Fingerprint) -> Result<Security, crate::link::tls::TlsError> {
-        if self.config.plain { Ok(Security::Plain) } else { Security::tls(&self.identity, &Pins::one(peer)) }
+        if self.config.plain {
+            Ok(Security::Plain)
+        } else {
+            Security::tls(&self.identity, &Pins::one(peer))
+        }
     }
 
     /// Home announced an agent whose connections are welcome.
@@ -260,14 +275,21 @@ impl Shared {
                 return Some(*fingerprint);
             }
             let left = deadline.checked_duration_since(Instant::now())?;
-            expected = self.announced.wait_timeout(expected, left).unwrap_or_else(|poison| poison.into_inner()).0;
+            expected = self
+                .announced
+                .wait_timeout(expected, left)
+                .unwrap_or_else(|poison| poison.into_inner())
+                .0;
         }
     }
 
     /// Clocks of home came in a message. They were read before it left, so they are never ahead of home's; of several
     /// messages the quickest is the truest.
     pub fn observe(&self, clocks: &Clocks, now: &Clocks) {
-        let seen = (clocks.monotonic.saturating_sub(now.monotonic), clocks.boottime.saturating_sub(now.boottime));
+        let seen = (
+            clocks.monotonic.saturating_sub(now.monotonic),
+            clocks.boottime.saturating_sub(now.boottime),
+        );
         let mut ahead = lock(&self.ahead);
         *ahead = Some(ahead.map_or(seen, |known| (known.0.max(seen.0), known.1.max(seen.1))));
     }
@@ -285,6 +307,14 @@ impl Shared {
 
     /// Says home that a thread ended.
     pub fn thread_ended(&self, body: &BodyCalls, tid: Tid, status: i32) {
-        self.tell(&ToHome::ThreadExit { pid: body.pid, tid, epoch: body.epoch(), status }, &[]);
+        self.tell(
+            &ToHome::ThreadExit {
+                pid: body.pid,
+                tid,
+                epoch: body.epoch(),
+                status,
+            },
+            &[],
+        );
     }
 }

@@ -57,7 +57,9 @@ impl Signals {
     pub fn make_true(&self, host: i32, pending: &mut [SigInfo]) {
         let mut used: HashMap<i32, usize> = HashMap::new();
         for pending in pending {
-            let Ok(info) = RawSigInfo::try_from(pending.0.as_slice()) else { continue };
+            let Ok(info) = RawSigInfo::try_from(pending.0.as_slice()) else {
+                continue;
+            };
             if code(&info) != SI_TKILL || sender(&info) != 0 {
                 continue;
             }
@@ -105,7 +107,11 @@ fn masks(tid: i32) -> Option<Masks> {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
         u64::from_str_radix(line.trim(), 16).ok()
     };
-    Some(Masks { blocked: field("SigBlk:")?, ignored: field("SigIgn:")?, caught: field("SigCgt:")? })
+    Some(Masks {
+        blocked: field("SigBlk:")?,
+        ignored: field("SigIgn:")?,
+        caught: field("SigCgt:")?,
+    })
 }
 
 /// What the kernel does with a signal that has no handler.
@@ -120,8 +126,16 @@ fn default_of(signal: i32) -> Default_ {
     match signal {
         libc::SIGCHLD | libc::SIGCONT | libc::SIGURG | libc::SIGWINCH => Default_::Ignore,
         libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => Default_::Stop,
-        libc::SIGQUIT | libc::SIGILL | libc::SIGABRT | libc::SIGFPE | libc::SIGSEGV | libc::SIGBUS | libc::SIGSYS
-        | libc::SIGTRAP | libc::SIGXCPU | libc::SIGXFSZ => Default_::End { core: true },
+        libc::SIGQUIT
+        | libc::SIGILL
+        | libc::SIGABRT
+        | libc::SIGFPE
+        | libc::SIGSEGV
+        | libc::SIGBUS
+        | libc::SIGSYS
+        | libc::SIGTRAP
+        | libc::SIGXCPU
+        | libc::SIGXFSZ => Default_::End { core: true },
         _ => Default_::End { core: false },
     }
 }
@@ -140,7 +154,9 @@ fn sender(info: &RawSigInfo) -> i32 {
 
 /// Home forwards a signal. Gives how the body ended, when that is what it does.
 pub fn from_home(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: &SigInfo) -> Option<Exit> {
-    let Ok(info) = RawSigInfo::try_from(info.0.as_slice()) else { return None };
+    let Ok(info) = RawSigInfo::try_from(info.0.as_slice()) else {
+        return None;
+    };
     if !(1..=64).contains(&number(&info)) {
         return None;
     }
@@ -188,14 +204,25 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
                 stop_at_home(shared, process, signal);
                 None
             }
-            Default_::End { core } => Some(Exit::Signal { signal: signal as u8, core }),
+            Default_::End { core } => Some(Exit::Signal {
+                signal: signal as u8,
+                core,
+            }),
         };
     }
     if let Some(cancel) = calls.calls.wait_for_call(host) {
         let home = calls.calls.home_tid(host);
         process.signals.due.push((home, info));
         if let (Some(seq), Some(tid)) = (cancel, home) {
-            shared.tell(&ToHome::Cancel { pid: calls.pid, tid, epoch: calls.epoch(), seq }, &[]);
+            shared.tell(
+                &ToHome::Cancel {
+                    pid: calls.pid,
+                    tid,
+                    epoch: calls.epoch(),
+                    seq,
+                },
+                &[],
+            );
         }
     } else if calls.calls.is_waiting(host) {
         // It waits for the process to come home: the signal goes with it.
@@ -214,7 +241,14 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
 /// Stops are made at home, whose parent and terminal must see them; the body follows.
 fn stop_at_home(shared: &Shared, process: &Process, signal: i32) {
     if let Some(calls) = &process.calls {
-        shared.tell(&ToHome::StopSignal { pid: calls.pid, epoch: calls.epoch(), signal: signal as u8 }, &[]);
+        shared.tell(
+            &ToHome::StopSignal {
+                pid: calls.pid,
+                epoch: calls.epoch(),
+                signal: signal as u8,
+            },
+            &[],
+        );
     }
 }
 
@@ -255,7 +289,10 @@ pub fn at_stop(shared: &Shared, process: &mut Process, tid: i32, signal: i32) ->
                 stop_at_home(shared, process, signal);
                 Delivery::Nothing
             }
-            Default_::End { core } => Delivery::Fatal(Exit::Signal { signal: signal as u8, core }),
+            Default_::End { core } => Delivery::Fatal(Exit::Signal {
+                signal: signal as u8,
+                core,
+            }),
         };
     }
     let coded = process.signals.coded.iter().position(|other| *other == tid);
@@ -287,7 +324,9 @@ fn spare_call(tid: i32) {
 /// # Errors
 /// The thread ended, or does not stop.
 pub fn call_over(process: &mut Process, host: i32, result: i64) -> io::Result<()> {
-    let Some(calls) = process.calls.clone() else { return Ok(()) };
+    let Some(calls) = process.calls.clone() else {
+        return Ok(());
+    };
     let tid = calls.calls.home_tid(host);
     let infos = take_due(process, tid);
     let answer = match result {
@@ -357,7 +396,12 @@ impl Process {
         if code(&info) != SI_TKILL || sender(&info) != 0 {
             return Ok(true);
         }
-        match self.signals.expected.get_mut(&(tid, signal)).and_then(VecDeque::pop_front) {
+        match self
+            .signals
+            .expected
+            .get_mut(&(tid, signal))
+            .and_then(VecDeque::pop_front)
+        {
             Some(truth) => ptrace::set_siginfo(tid, &truth).map(|()| true),
             None => Ok(false),
         }
@@ -390,7 +434,9 @@ impl Process {
 
 /// Makes the body queue a signal to itself: to a thread of it, or to the process. Only so may siginfo say anything.
 fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, info: &RawSigInfo) -> io::Result<()> {
-    let (Some(built), Some(calls)) = (&process.built, process.calls.clone()) else { return Ok(()) };
+    let (Some(built), Some(calls)) = (&process.built, process.calls.clone()) else {
+        return Ok(());
+    };
     // The kernel lets a thread choose any siginfo only for a signal to its own number.
     let host = thread.unwrap_or(built.body.pid);
     let slot = built.body.tids.iter().position(|tid| *tid == host);
@@ -402,7 +448,11 @@ fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, in
     process.stop_thread(shared, host, LIMIT)?;
     calls.calls.set_injecting(host, true);
     let result = match thread {
-        Some(_) => inject(host, libc::SYS_rt_tgsigqueueinfo, [pid, number_inside, signal, at, 0, 0]),
+        Some(_) => inject(
+            host,
+            libc::SYS_rt_tgsigqueueinfo,
+            [pid, number_inside, signal, at, 0, 0],
+        ),
         None => inject(host, libc::SYS_rt_sigqueueinfo, [pid, signal, at, 0, 0, 0]),
     };
     calls.calls.set_injecting(host, false);
@@ -416,7 +466,10 @@ fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, in
 /// Makes a stopped thread execute one system call, from the stub's text so that it is known for the agent's own.
 fn inject(tid: i32, nr: i64, args: [u64; 6]) -> io::Result<i64> {
     let text = stub().map_err(io::Error::other)?.text;
-    let gadget = text.windows(2).position(|pair| pair == [0x0f, 0x05]).ok_or(io::ErrorKind::NotFound)?;
+    let gadget = text
+        .windows(2)
+        .position(|pair| pair == [0x0f, 0x05])
+        .ok_or(io::ErrorKind::NotFound)?;
     let mut saved = ptrace::regs(tid)?;
     settle(&mut saved, |_| false);
     let mask = ptrace::sigmask(tid)?;

@@ -66,7 +66,14 @@ fn connection(shared: &Arc<Shared>, incoming: Incoming) -> Result<(), String> {
         Purpose::Pages => {
             let (tx, rx) = stream.split();
             let node = (!from_home).then_some(incoming.hello.from);
-            Pages { shared, node, tx: Some(Box::new(tx)), rx, arrival: None }.run()
+            Pages {
+                shared,
+                node,
+                tx: Some(Box::new(tx)),
+                rx,
+                arrival: None,
+            }
+            .run()
         }
     }
 }
@@ -95,7 +102,8 @@ impl Pages<'_> {
     fn run(mut self) -> Result<(), String> {
         let done = self.receive();
         if let (Err(why), Some(arrival)) = (&done, self.arrival.take()) {
-            self.shared.command(Command::Broken(arrival.pid, arrival.epoch, why.clone()));
+            self.shared
+                .command(Command::Broken(arrival.pid, arrival.epoch, why.clone()));
         }
         done
     }
@@ -106,19 +114,28 @@ impl Pages<'_> {
             let message = frame.message::<ToHost>().map_err(|error| error.to_string())?;
             match message {
                 ToHost::Files(files) => {
-                    let lacks = lock(&self.shared.files).lacks(&files).map_err(|error| error.to_string())?;
+                    let lacks = lock(&self.shared.files)
+                        .lacks(&files)
+                        .map_err(|error| error.to_string())?;
                     let body = encode_body(&ToHome::Lacks(lacks)).map_err(|error| error.to_string())?;
                     let tx = self.tx.as_mut().ok_or("the stream is used")?;
                     tx.send(&body, &[]).map_err(|error| error.to_string())?;
                 }
                 ToHost::FileBytes { file, offset, last } => {
                     let mut files = lock(&self.shared.files);
-                    files.take(&file, offset, &frame.payload, last).map_err(|error| error.to_string())?;
+                    files
+                        .take(&file, offset, &frame.payload, last)
+                        .map_err(|error| error.to_string())?;
                 }
                 ToHost::Arrive(image) => self.begin(image)?,
                 ToHost::Pages { pid, address } => self.pages(pid, address, std::mem::take(&mut frame.payload))?,
                 ToHost::ImageEnd { pid, pages } => return self.end(pid, pages),
-                ToHost::Depart { pid, epoch, to: Destination::Home, .. } if self.node.is_none() => {
+                ToHost::Depart {
+                    pid,
+                    epoch,
+                    to: Destination::Home,
+                    ..
+                } if self.node.is_none() => {
                     let stream = self.tx.take().ok_or("the stream is used")?;
                     self.shared.command(Command::DepartHome { pid, epoch, stream });
                     // Nothing more comes; the end of the stream is the sender's business.
@@ -139,17 +156,34 @@ impl Pages<'_> {
         }
         let vmas = image.vmas.clone();
         let (answer, place) = sync_channel(1);
-        self.shared.command(Command::Arrive { image, from: self.node.clone(), answer });
+        self.shared.command(Command::Arrive {
+            image,
+            from: self.node.clone(),
+            answer,
+        });
         let memory = place.recv().map_err(|_| "the agent ends".to_owned())??;
         let (runs, queue) = sync_channel(QUEUE);
         let writer = std::thread::Builder::new().name(format!("pages {pid}"));
-        let writer = writer.spawn(move || write(&memory, &queue)).map_err(|error| error.to_string())?;
-        self.arrival = Some(Arrival { pid, epoch, vmas, pages: 0, runs, writer });
+        let writer = writer
+            .spawn(move || write(&memory, &queue))
+            .map_err(|error| error.to_string())?;
+        self.arrival = Some(Arrival {
+            pid,
+            epoch,
+            vmas,
+            pages: 0,
+            runs,
+            writer,
+        });
         Ok(())
     }
 
     fn pages(&mut self, pid: Pid, address: u64, bytes: Vec<u8>) -> Result<(), String> {
-        let arrival = self.arrival.as_mut().filter(|arrival| arrival.pid == pid).ok_or("pages of no image")?;
+        let arrival = self
+            .arrival
+            .as_mut()
+            .filter(|arrival| arrival.pid == pid)
+            .ok_or("pages of no image")?;
         let length = bytes.len() as u64;
         let whole = address.is_multiple_of(PAGE) && length.is_multiple_of(PAGE);
         if !whole || !check::covered(&arrival.vmas, address, length) {
@@ -157,13 +191,20 @@ impl Pages<'_> {
         }
         arrival.pages += length / PAGE;
         // The writer's own error is the better one; it is asked for at the end.
-        arrival.runs.send((address, bytes)).map_err(|_| "the pages could not be written".to_owned())
+        arrival
+            .runs
+            .send((address, bytes))
+            .map_err(|_| "the pages could not be written".to_owned())
     }
 
     fn end(&mut self, pid: Pid, pages: u64) -> Result<(), String> {
-        let arrival = self.arrival.take_if(|arrival| arrival.pid == pid).ok_or("the end of no image")?;
+        let arrival = self
+            .arrival
+            .take_if(|arrival| arrival.pid == pid)
+            .ok_or("the end of no image")?;
         let broken = |why: String| {
-            self.shared.command(Command::Broken(arrival.pid, arrival.epoch, why.clone()));
+            self.shared
+                .command(Command::Broken(arrival.pid, arrival.epoch, why.clone()));
             Err(why)
         };
         drop(arrival.runs);
@@ -175,14 +216,17 @@ impl Pages<'_> {
         if arrival.pages != pages {
             return broken(format!("{} pages came of {pages}", arrival.pages));
         }
-        self.shared.command(Command::Filled(arrival.pid, arrival.epoch, pages.saturating_mul(4096)));
+        self.shared
+            .command(Command::Filled(arrival.pid, arrival.epoch, pages.saturating_mul(4096)));
         Ok(())
     }
 }
 
 fn write(memory: &ProcMem, queue: &Queue<(u64, Vec<u8>)>) -> Result<(), String> {
     for (address, bytes) in queue {
-        memory.write(address, &bytes).map_err(|error| format!("writing pages at {address:#x}: {error}"))?;
+        memory
+            .write(address, &bytes)
+            .map_err(|error| format!("writing pages at {address:#x}: {error}"))?;
     }
     Ok(())
 }

@@ -87,7 +87,10 @@ impl Tracer {
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.shared.bell(), PollFlags::POLLIN),
             ];
-            match poll(&mut fds, PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO)) {
+            match poll(
+                &mut fds,
+                PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO),
+            ) {
                 Ok(_) | Err(nix::errno::Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -121,11 +124,16 @@ impl Tracer {
         while let Ok(Some((tid, event))) = ptrace::wait(None, false) {
             if tid == self.nest.init.pid {
                 if matches!(event, Event::Exited(_) | Event::Killed(..)) {
-                    self.over.get_or_insert("process 1 of the job's namespace ended".to_owned());
+                    self.over
+                        .get_or_insert("process 1 of the job's namespace ended".to_owned());
                 }
                 continue;
             }
-            let owner = self.processes.values().find(|process| process.tids.contains(&tid)).map(|process| process.pid);
+            let owner = self
+                .processes
+                .values()
+                .find(|process| process.tids.contains(&tid))
+                .map(|process| process.pid);
             match owner {
                 Some(pid) => self.event(pid, tid, event),
                 None => tracing::debug!(tid, ?event, "an event of nobody's thread"),
@@ -134,7 +142,9 @@ impl Tracer {
     }
 
     fn event(&mut self, pid: Pid, tid: i32, event: Event) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         let resumed = match event {
             Event::Signal(signal) => match signals::at_stop(&self.shared, process, tid, signal) {
                 Delivery::Deliver(signal) => ptrace::cont(tid, signal),
@@ -147,7 +157,13 @@ impl Tracer {
             Event::Ptrace(kind) => {
                 // Nothing that makes a thread, a process or a program is native: something slipped through.
                 tracing::error!(%pid, tid, kind, "a body made a call that it cannot make; it ends");
-                return self.ended(pid, Exit::Signal { signal: libc::SIGKILL as u8, core: false });
+                return self.ended(
+                    pid,
+                    Exit::Signal {
+                        signal: libc::SIGKILL as u8,
+                        core: false,
+                    },
+                );
             }
             Event::Exited(_) | Event::Killed(..) => {
                 process.thread_gone(tid);
@@ -155,8 +171,14 @@ impl Tracer {
                 if leader == Some(tid) {
                     let how = match event {
                         Event::Exited(code) => Exit::Code(code),
-                        Event::Killed(signal, core) => Exit::Signal { signal: signal as u8, core },
-                        _ => Exit::Signal { signal: libc::SIGKILL as u8, core: false },
+                        Event::Killed(signal, core) => Exit::Signal {
+                            signal: signal as u8,
+                            core,
+                        },
+                        _ => Exit::Signal {
+                            signal: libc::SIGKILL as u8,
+                            core: false,
+                        },
                     };
                     self.ended(pid, how);
                 }
@@ -170,7 +192,9 @@ impl Tracer {
 
     /// The body ended by itself.
     fn ended(&mut self, pid: Pid, how: Exit) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         process.how = how;
         if let Some(built) = &process.built
             && let Some(usage) = usage::of(pid, built.body.pid)
@@ -217,14 +241,27 @@ impl Tracer {
             Command::WantHome(pid, nr) => {
                 let running = self.processes.get(&pid).and_then(|process| process.calls.clone());
                 if let Some(calls) = running {
-                    self.shared.tell(&ToHome::WantHome { pid, epoch: calls.epoch(), nr }, &[]);
+                    self.shared.tell(
+                        &ToHome::WantHome {
+                            pid,
+                            epoch: calls.epoch(),
+                            nr,
+                        },
+                        &[],
+                    );
                 }
             }
             Command::Exit(pid, how) => self.ended(pid, how),
             Command::HungUp(pid) => tracing::debug!(%pid, "the listener has nobody left"),
             Command::DepartHome { pid, epoch, stream } => {
                 self.process(pid).way = Some(stream);
-                self.order(pid, Order::Depart { attempt: epoch, to: Place::Home });
+                self.order(
+                    pid,
+                    Order::Depart {
+                        attempt: epoch,
+                        to: Place::Home,
+                    },
+                );
                 // Whatever the rules said, an unused stream ends here, and home sees it.
                 if let Some(mut unused) = self.processes.get_mut(&pid).and_then(|process| process.way.take()) {
                     let reason = "the process is not running here, or leaves already".to_owned();
@@ -262,7 +299,13 @@ impl Tracer {
                     Destination::Node { node, .. } => Place::Node(node.clone()),
                 };
                 self.process(pid).destination = Some(to);
-                self.order(pid, Order::Depart { attempt: epoch, to: place });
+                self.order(
+                    pid,
+                    Order::Depart {
+                        attempt: epoch,
+                        to: place,
+                    },
+                );
             }
             ToHost::Thaw { pid, attempt, epoch } => self.order(pid, Order::Thaw { attempt, epoch }),
             ToHost::Signal { pid, tid, info } => {
@@ -275,7 +318,10 @@ impl Tracer {
             ToHost::Stop { pid, stop } => self.stop(pid, stop),
             ToHost::AskUsage => {
                 for process in self.processes.values() {
-                    let usage = process.built.as_ref().and_then(|built| usage::of(process.pid, built.body.pid));
+                    let usage = process
+                        .built
+                        .as_ref()
+                        .and_then(|built| usage::of(process.pid, built.body.pid));
                     if let Some(usage) = usage {
                         self.shared.tell(&usage, &[]);
                     }
@@ -295,14 +341,18 @@ impl Tracer {
 
     /// The deputy stopped, or goes on: so does the body.
     fn stop(&mut self, pid: Pid, stop: bool) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         process.stopped = stop;
         if !matches!(process.state, Host::Running { .. }) {
             return;
         }
         if stop {
             let shared = Arc::clone(&self.shared);
-            let Some(process) = self.processes.get_mut(&pid) else { return };
+            let Some(process) = self.processes.get_mut(&pid) else {
+                return;
+            };
             if let Err(error) = process.freeze(&shared) {
                 tracing::warn!(%pid, %error, "the body could not be stopped");
             }
@@ -313,10 +363,18 @@ impl Tracer {
 
     /// Lets a frozen body run on, with the signals that waited.
     fn resume(&mut self, pid: Pid) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         if let Err(error) = process.thaw() {
             tracing::error!(%pid, %error, "a frozen body could not be put back");
-            return self.ended(pid, Exit::Signal { signal: libc::SIGKILL as u8, core: false });
+            return self.ended(
+                pid,
+                Exit::Signal {
+                    signal: libc::SIGKILL as u8,
+                    core: false,
+                },
+            );
         }
         if process.frozen.is_some() {
             return;
@@ -344,7 +402,8 @@ impl Tracer {
         for effect in effects {
             self.perform(pid, effect);
         }
-        let idle = |process: &Process| process.state == Host::Absent && process.built.is_none() && process.incoming.is_none();
+        let idle =
+            |process: &Process| process.state == Host::Absent && process.built.is_none() && process.incoming.is_none();
         if self.processes.get(&pid).is_some_and(idle) {
             self.processes.remove(&pid);
         }
@@ -356,7 +415,10 @@ impl Tracer {
             Effect::Build(epoch) => self.build(pid, epoch),
             Effect::RefuseImage(epoch) => {
                 if let Some((image, answer)) = self.process(pid).incoming.take_if(|(image, _)| image.epoch == epoch) {
-                    let _ = answer.send(Err(format!("home does not expect epoch {} of process {}", image.epoch.0, image.pid)));
+                    let _ = answer.send(Err(format!(
+                        "home does not expect epoch {} of process {}",
+                        image.epoch.0, image.pid
+                    )));
                 }
             }
             Effect::ReleaseBody => self.release(pid),
@@ -391,25 +453,56 @@ impl Tracer {
 
     fn report(&mut self, pid: Pid, report: Report) {
         let process = self.process(pid);
-        let why = || reason(if process.why.is_empty() { "it is not here" } else { &process.why });
+        let why = || {
+            reason(if process.why.is_empty() {
+                "it is not here"
+            } else {
+                &process.why
+            })
+        };
         let message = match report {
-            Report::Complete(epoch) => ToHome::Complete { pid, epoch, bytes: process.bytes },
-            Report::Refused(epoch) => ToHome::Refused { pid, epoch, reason: why() },
+            Report::Complete(epoch) => ToHome::Complete {
+                pid,
+                epoch,
+                bytes: process.bytes,
+            },
+            Report::Refused(epoch) => ToHome::Refused {
+                pid,
+                epoch,
+                reason: why(),
+            },
             Report::Running(epoch) => ToHome::Running { pid, epoch },
             Report::Frozen(epoch) => ToHome::Frozen { pid, epoch },
-            Report::CannotDepart(epoch) => ToHome::CannotDepart { pid, epoch, reason: why() },
+            Report::CannotDepart(epoch) => ToHome::CannotDepart {
+                pid,
+                epoch,
+                reason: why(),
+            },
             Report::WantHome(epoch) => ToHome::WantHome { pid, epoch, nr: 0 },
-            Report::Exited(epoch) => ToHome::Exited { pid, epoch, how: process.how },
+            Report::Exited(epoch) => ToHome::Exited {
+                pid,
+                epoch,
+                how: process.how,
+            },
         };
         self.shared.tell(&message, &[]);
     }
 
     fn refuse(&self, pid: Pid, epoch: Epoch, why: impl std::fmt::Display) {
-        self.shared.tell(&ToHome::Refused { pid, epoch, reason: reason(why) }, &[]);
+        self.shared.tell(
+            &ToHome::Refused {
+                pid,
+                epoch,
+                reason: reason(why),
+            },
+            &[],
+        );
     }
 
     fn build(&mut self, pid: Pid, epoch: Epoch) {
-        let Some((image, answer)) = self.process(pid).incoming.take() else { return };
+        let Some((image, answer)) = self.process(pid).incoming.take() else {
+            return;
+        };
         match build::begin(&self.shared, &self.nest, &self.program, image) {
             Ok((built, memory)) => {
                 let process = self.process(pid);
@@ -429,7 +522,9 @@ impl Tracer {
 
     /// All pages of an image are there.
     fn filled(&mut self, pid: Pid, epoch: Epoch) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         if process.state != (Host::Building { epoch }) {
             return;
         }
@@ -442,7 +537,10 @@ impl Tracer {
                 bodies.insert(pid, Arc::clone(&calls));
                 drop(bodies);
                 let shared = Arc::clone(&self.shared);
-                match self.shared.start(format!("calls {pid}"), move || serve::run(&shared, &calls)) {
+                match self
+                    .shared
+                    .start(format!("calls {pid}"), move || serve::run(&shared, &calls))
+                {
                     Ok(()) => self.step(pid, HostEvent::Built(epoch)),
                     Err(error) => {
                         process.why = error.to_string();
@@ -467,7 +565,13 @@ impl Tracer {
         let released = process.built.as_ref().map_or(Ok(()), |built| built.body.release());
         if let Err(error) = released {
             tracing::error!(%pid, %error, "a built body could not be released");
-            self.ended(pid, Exit::Signal { signal: libc::SIGKILL as u8, core: false });
+            self.ended(
+                pid,
+                Exit::Signal {
+                    signal: libc::SIGKILL as u8,
+                    core: false,
+                },
+            );
             return;
         }
         self.resume(pid);
@@ -479,7 +583,8 @@ impl Tracer {
         if let Some(stream) = process.way.take() {
             return self.capture(pid, attempt, stream, true);
         }
-        let (Some(Destination::Node { node, fingerprint }), Some(built)) = (&process.destination, &process.built) else {
+        let (Some(Destination::Node { node, fingerprint }), Some(built)) = (&process.destination, &process.built)
+        else {
             process.why = "there is no way to the destination".to_owned();
             return self.step(pid, HostEvent::FreezeFailed(attempt));
         };
@@ -489,7 +594,9 @@ impl Tracer {
     }
 
     fn capture(&mut self, pid: Pid, attempt: Epoch, stream: Box<crate::link::Sender>, to_home: bool) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         if !matches!(process.state, Host::Freezing { attempt: now, .. } if now == attempt) {
             return;
         }
@@ -501,12 +608,22 @@ impl Tracer {
                 process.why = error.to_string();
                 if let (Some(mut stream), true) = (stream, to_home) {
                     // Home waits on the stream as well as on the session.
-                    let no = ToHome::CannotDepart { pid, epoch: attempt, reason: reason(&error) };
+                    let no = ToHome::CannotDepart {
+                        pid,
+                        epoch: attempt,
+                        reason: reason(&error),
+                    };
                     let _ = encode_body(&no).map(|body| stream.send(&body, &[]));
                 }
                 let undone = depart::undo(process);
                 if undone.is_err() || process.tids.is_empty() {
-                    return self.ended(pid, Exit::Signal { signal: libc::SIGKILL as u8, core: false });
+                    return self.ended(
+                        pid,
+                        Exit::Signal {
+                            signal: libc::SIGKILL as u8,
+                            core: false,
+                        },
+                    );
                 }
                 self.step(pid, HostEvent::FreezeFailed(attempt));
                 self.resume(pid);
@@ -515,11 +632,16 @@ impl Tracer {
     }
 
     fn kill(&mut self, pid: Pid) {
-        self.shared.bodies.write().unwrap_or_else(|poison| poison.into_inner()).remove(&pid);
+        self.shared
+            .bodies
+            .write()
+            .unwrap_or_else(|poison| poison.into_inner())
+            .remove(&pid);
         self.process(pid).end();
         let none = self.processes.values().all(|process| process.built.is_none());
         if none && let Err(error) = self.nest.init.release() {
-            self.over.get_or_insert(format!("process 1 of the job's namespace is gone: {error}"));
+            self.over
+                .get_or_insert(format!("process 1 of the job's namespace is gone: {error}"));
         }
     }
 
@@ -538,7 +660,8 @@ impl Tracer {
                 if !self.greeted && silent > FIRST_CONTACT {
                     self.over.get_or_insert("home never called".to_owned());
                 } else if silent > self.lease * 2 {
-                    self.over.get_or_insert(format!("home was silent for {} s", silent.as_secs()));
+                    self.over
+                        .get_or_insert(format!("home was silent for {} s", silent.as_secs()));
                 } else if silent > self.lease && !self.held {
                     self.held = true;
                     self.each(&HostEvent::LeaseOver);

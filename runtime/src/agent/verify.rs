@@ -84,24 +84,44 @@ pub fn body(body: &Body, image: &ProcessImage) -> Result<(), Unsafe> {
     found.sort_unstable();
     wanted.sort_unstable();
     if found != wanted || wanted.len() != image.threads.len() {
-        return Err(Unsafe::Threads { pid, found: found.len(), wanted: image.threads.len() });
+        return Err(Unsafe::Threads {
+            pid,
+            found: found.len(),
+            wanted: image.threads.len(),
+        });
     }
     for tid in found {
         let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).map_err(proc("task/status"))?;
         for (field, must) in MUST {
-            let value = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or("missing").trim();
+            let value = status
+                .lines()
+                .find_map(|line| line.strip_prefix(field))
+                .unwrap_or("missing")
+                .trim();
             if value != must {
-                return Err(Unsafe::Thread { tid, field, value: value.to_owned() });
+                return Err(Unsafe::Thread {
+                    tid,
+                    field,
+                    value: value.to_owned(),
+                });
             }
         }
     }
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(proc("fd"))?.count();
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .map_err(proc("fd"))?
+        .count();
     if descriptors > 0 {
-        return Err(Unsafe::Descriptors { pid, count: descriptors });
+        return Err(Unsafe::Descriptors {
+            pid,
+            count: descriptors,
+        });
     }
     let present = maps::read(pid).map_err(proc("maps"))?;
     match present.iter().find(|mapping| !planned(mapping, body, image)) {
-        Some(mapping) => Err(Unsafe::Memory { pid, start: mapping.start }),
+        Some(mapping) => Err(Unsafe::Memory {
+            pid,
+            start: mapping.start,
+        }),
         None => Ok(()),
     }
 }
@@ -119,6 +139,9 @@ fn planned(mapping: &Mapping, body: &Body, image: &ProcessImage) -> bool {
         return mapping.name == "[vsyscall]" || body.node.iter().any(known);
     }
     // A stack may have grown while its pages were written.
-    let grows = image.vmas.iter().find(|vma| vma.end == mapping.end && vma.flags & VmaFlags::GROWS_DOWN != 0);
+    let grows = image
+        .vmas
+        .iter()
+        .find(|vma| vma.end == mapping.end && vma.flags & VmaFlags::GROWS_DOWN != 0);
     grows.is_some() || super::check::covered(&image.vmas, mapping.start, mapping.end - mapping.start)
 }

@@ -87,7 +87,9 @@ pub fn present(enabled: u64, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Vec<String
 #[must_use]
 pub fn level(name: &str) -> Option<Option<Level>> {
     Some(match name {
-        "fpu" | "tsc" | "cx8" | "cmov" | "clflush" | "mmx" | "fxsr" | "sse" | "sse2" | "syscall" | "lm" | "xsave" => None,
+        "fpu" | "tsc" | "cx8" | "cmov" | "clflush" | "mmx" | "fxsr" | "sse" | "sse2" | "syscall" | "lm" | "xsave" => {
+            None
+        }
         "cx16" | "lahf_lm" | "popcnt" | "pni" | "sse4_1" | "sse4_2" | "ssse3" => Some(Level::V2),
         "avx" | "avx2" | "bmi1" | "bmi2" | "f16c" | "fma" | "abm" | "movbe" => Some(Level::V3),
         // Not of the psABI's v4, but every such CPU has it; those of v3 may not, and glibc obeys a mask.

@@ -34,7 +34,10 @@ pub fn record() -> CpuImage {
 /// a body that moves on from a host would be read with its home's layout.
 #[must_use]
 pub fn captured_here(birth: &CpuImage) -> CpuImage {
-    CpuImage { xsave: components(xcr0().unwrap_or(0)), ..birth.clone() }
+    CpuImage {
+        xsave: components(xcr0().unwrap_or(0)),
+        ..birth.clone()
+    }
 }
 
 /// Makes the registers of an image that came from another node fit this one. To be done once, on arrival at a host or back home, before
@@ -44,7 +47,10 @@ pub fn captured_here(birth: &CpuImage) -> CpuImage {
 /// When a thread uses registers that this node lacks, or its area is damaged.
 pub fn settle(image: &mut ProcessImage) -> Result<(), XsaveError> {
     let (here, size) = (captured_here(&image.cpu), area_size());
-    let node = CpuImage { xcr0: xcr0().unwrap_or(0), ..here.clone() };
+    let node = CpuImage {
+        xcr0: xcr0().unwrap_or(0),
+        ..here.clone()
+    };
     for thread in &mut image.threads {
         thread.xsave = xsave::convert(&thread.xsave, &image.cpu, &node, size)?;
     }
@@ -159,13 +165,19 @@ pub struct SmallStack {
 /// The first thread whose stack is too small.
 pub fn admit_signal_stacks(image: &ProcessImage, needed: u64) -> Result<(), SmallStack> {
     const SS_DISABLE: i32 = 2;
-    let at_birth = Auxv::parse(&image.mm.auxv).and_then(|auxv| auxv.get(kind::MINSIGSTKSZ)).unwrap_or(0);
+    let at_birth = Auxv::parse(&image.mm.auxv)
+        .and_then(|auxv| auxv.get(kind::MINSIGSTKSZ))
+        .unwrap_or(0);
     let small = |thread: &&ThreadImage| {
         let (_, flags, size) = thread.altstack;
         flags & SS_DISABLE == 0 && size >= at_birth && size < needed
     };
     match image.threads.iter().find(small) {
-        Some(thread) => Err(SmallStack { tid: thread.tid.0, size: thread.altstack.2, needed }),
+        Some(thread) => Err(SmallStack {
+            tid: thread.tid.0,
+            size: thread.altstack.2,
+            needed,
+        }),
         None => Ok(()),
     }
 }
@@ -174,7 +186,9 @@ pub fn admit_signal_stacks(image: &ProcessImage, needed: u64) -> Result<(), Smal
 #[must_use]
 pub fn signal_frame() -> u64 {
     let auxv = std::fs::read("/proc/self/auxv").unwrap_or_default();
-    Auxv::parse(&auxv).and_then(|auxv| auxv.get(kind::MINSIGSTKSZ)).unwrap_or(0)
+    Auxv::parse(&auxv)
+        .and_then(|auxv| auxv.get(kind::MINSIGSTKSZ))
+        .unwrap_or(0)
 }
 
 /// A level of the x86-64 psABI, for `mosix run --cpu`.

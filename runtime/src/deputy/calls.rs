@@ -217,7 +217,9 @@ impl Deputy {
         let mut slots: Vec<u32> = self.seats().into_iter().map(|(_, slot)| slot).collect();
         slots.sort_unstable();
         for slot in slots {
-            let Some(record) = self.records.get(slot as usize) else { continue };
+            let Some(record) = self.records.get(slot as usize) else {
+                continue;
+            };
             let record = lock(record);
             if !matches!(record.state, State::Open(_)) {
                 // The lock is held for the whole script: the link reader posts to this slot only under it.

@@ -411,7 +411,11 @@ impl HomeEngine {
         let report = |pid: Pid, report| (pid.0, HomeEvent::Report(node.clone(), report));
         let (pid, event) = match message {
             ToHome::Complete { pid, epoch, bytes } => {
-                if let Some(journey) = self.processes.get_mut(&pid.0).and_then(|process| process.journey.as_mut()) {
+                if let Some(journey) = self
+                    .processes
+                    .get_mut(&pid.0)
+                    .and_then(|process| process.journey.as_mut())
+                {
                     journey.bytes = bytes;
                 }
                 report(pid, Report::Complete(epoch))
@@ -650,7 +654,10 @@ impl HomeEngine {
             return refuse(RefusalKind::UnknownProcess, format!("process {pid} has ended"));
         }
         let epoch = self.epochs.fresh();
-        let process = self.processes.entry(pid).or_insert_with(|| Process::new(pid, epoch, &self.birth));
+        let process = self
+            .processes
+            .entry(pid)
+            .or_insert_with(|| Process::new(pid, epoch, &self.birth));
         if !process.state.settled() || process.journey.is_some() {
             if wish.since.elapsed() > TRANSFER {
                 return refuse(RefusalKind::Failed, format!("process {pid} is still moving"));

@@ -18,8 +18,8 @@ use mosix_loader::script::Op;
 use mosix_loader::script::abi::{ARENA, SHARED};
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Regs};
-use mosix_wire::ids::{Pid, Seq, Tid};
 use mosix_wire::call::NEEDS_HOME;
+use mosix_wire::ids::{Pid, Seq, Tid};
 use mosix_wire::image::{ProcessImage, SigInfo, ThreadImage};
 use std::io;
 use std::time::{Duration, Instant};
@@ -257,7 +257,9 @@ pub fn go_on(process: &Process, tid: i32) -> io::Result<()> {
 /// Whether a signal that the thread does not block, and the process does not ignore, waits for it.
 fn is_due(pid: i32, thread: &ThreadImage) -> bool {
     thread.pending.iter().any(|info| {
-        let Some(number) = info.0.first_chunk::<4>() else { return false };
+        let Some(number) = info.0.first_chunk::<4>() else {
+            return false;
+        };
         let signal = i32::from_le_bytes(*number);
         (1..=64).contains(&signal) && thread.mask >> (signal - 1) & 1 == 0 && !super::signals::ignored(pid, signal)
     })
@@ -269,7 +271,10 @@ pub fn owe(process: &mut Process, image: &mut ProcessImage) -> Vec<(Option<i32>,
     let waiting: Vec<_> = process.signals.drain(..).collect();
     let mut left = Vec::new();
     for (tid, info) in waiting {
-        let signal = info.0.first_chunk::<4>().map_or(0, |number| i32::from_le_bytes(*number));
+        let signal = info
+            .0
+            .first_chunk::<4>()
+            .map_or(0, |number| i32::from_le_bytes(*number));
         let takes = |thread: &&mut ThreadImage| {
             let free = (1..=64).contains(&signal) && thread.mask >> (signal - 1) & 1 == 0;
             open_here(process, thread) && tid.map_or(free, |tid| tid == thread.tid.0)

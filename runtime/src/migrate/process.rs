@@ -368,13 +368,21 @@ impl Process {
 /// Where the stub has a system call instruction.
 fn gadget() -> io::Result<u64> {
     let text = mosix_loader::script::stub().map_err(io::Error::other)?.text;
-    let at = text.windows(2).position(|pair| pair == [0x0f, 0x05]).ok_or(io::ErrorKind::NotFound)?;
+    let at = text
+        .windows(2)
+        .position(|pair| pair == [0x0f, 0x05])
+        .ok_or(io::ErrorKind::NotFound)?;
     Ok(mosix_loader::script::abi::WINDOW + at as u64)
 }
 
 /// Runs system calls in a thread that is inside a call of its own, one step at a time; its call then goes on.
 fn borrow(process: &Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>, ScriptError> {
-    let failed = |nr, error| ScriptError::Failed { slot: 0, index: 0, nr, error };
+    let failed = |nr, error| ScriptError::Failed {
+        slot: 0,
+        index: 0,
+        nr,
+        error,
+    };
     let tid = *process.held.iter().min().ok_or(ScriptError::Busy(0))?;
     let address = gadget().map_err(|error| failed(0, error))?;
     let gone = |error| failed(0, error);

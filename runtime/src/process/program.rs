@@ -17,7 +17,8 @@ use mosix_loader::stack::{Start, build};
 use mosix_loader::vdso::{Presented, VdsoError, portable};
 use mosix_wire::ids::{Epoch, Nonce, Pid, Tid};
 use mosix_wire::image::{
-    Attributes, Backing, Clocks, CpuImage, FileRef, MmImage, ProcessImage, SigAction, ThreadImage, VdsoImage, Vma, VmaFlags,
+    Attributes, Backing, Clocks, CpuImage, FileRef, MmImage, ProcessImage, SigAction, ThreadImage, VdsoImage, Vma,
+    VmaFlags,
 };
 
 /// Everything an exec starts from.
@@ -86,14 +87,20 @@ pub struct Loaded {
 pub fn load(exec: Exec<'_>) -> Result<Loaded, ProgramError> {
     let (program, program_file) = exec.program;
     let (interpreter, interpreter_file) = exec.interpreter.unzip();
-    let text = portable(Presented { cpus: exec.cpu.cpus, realtime_offset_ns: 0 })?;
+    let text = portable(Presented {
+        cpus: exec.cpu.cpus,
+        realtime_offset_ns: 0,
+    })?;
     let stack_limit = match exec.attributes.stack_limit {
         0 => u64::MAX,
         limit => limit,
     };
     let layout = draw(program, interpreter, text.len() as u64, stack_limit, &exec.dice)?;
     let plan = plan(program, interpreter, &layout.placement)?;
-    let machine = Machine { vdso: Some(layout.vdso), ..exec.machine.clone() };
+    let machine = Machine {
+        vdso: Some(layout.vdso),
+        ..exec.machine.clone()
+    };
     let start = Start {
         filename: exec.filename,
         argv: exec.argv,
@@ -105,8 +112,20 @@ pub fn load(exec: Exec<'_>) -> Result<Loaded, ProgramError> {
     };
     let stack = build(&start, &plan, &machine)?;
     // Its calls are not needed, the materialiser makes its own; its checks and bytes are.
-    let work = work(&plan, &stack, (layout.vdso, &text), Files { program: -1, interpreter: -1 })?;
-    let writes = work.writes.into_iter().filter(|(address, _)| *address != layout.vdso).collect();
+    let work = work(
+        &plan,
+        &stack,
+        (layout.vdso, &text),
+        Files {
+            program: -1,
+            interpreter: -1,
+        },
+    )?;
+    let writes = work
+        .writes
+        .into_iter()
+        .filter(|(address, _)| *address != layout.vdso)
+        .collect();
 
     let mut vmas: Vec<Vma> = plan.mappings.iter().map(vma).collect();
     vmas.push(Vma {
@@ -142,7 +161,13 @@ pub fn load(exec: Exec<'_>) -> Result<Loaded, ProgramError> {
         in_flight: false,
         cpu_ns: 0,
     };
-    let ignore = |signal: u32| if exec.ignored >> signal & 1 == 1 { SIG_IGN } else { SIG_DFL };
+    let ignore = |signal: u32| {
+        if exec.ignored >> signal & 1 == 1 {
+            SIG_IGN
+        } else {
+            SIG_DFL
+        }
+    };
     let image = ProcessImage {
         pid: exec.pid,
         epoch: exec.epoch,
@@ -152,13 +177,31 @@ pub fn load(exec: Exec<'_>) -> Result<Loaded, ProgramError> {
         threads: vec![leader],
         vmas,
         files: std::iter::once(program_file).chain(interpreter_file).collect(),
-        mm: MmImage { fields: mm_fields(&plan, &stack), auxv: stack.auxv.to_bytes() },
-        actions: (0..64).map(|signal| SigAction { handler: ignore(signal), ..SigAction::default() }).collect(),
+        mm: MmImage {
+            fields: mm_fields(&plan, &stack),
+            auxv: stack.auxv.to_bytes(),
+        },
+        actions: (0..64)
+            .map(|signal| SigAction {
+                handler: ignore(signal),
+                ..SigAction::default()
+            })
+            .collect(),
         pending: Vec::new(),
         clocks: exec.clocks,
-        vdso: Some(VdsoImage { base: layout.vdso, text }),
-        cpu: CpuImage { xsave: exec.node.0.xsave.clone(), ..exec.cpu },
-        attributes: Attributes { dumpable: 1, membarrier: 0, ..exec.attributes },
+        vdso: Some(VdsoImage {
+            base: layout.vdso,
+            text,
+        }),
+        cpu: CpuImage {
+            xsave: exec.node.0.xsave.clone(),
+            ..exec.cpu
+        },
+        attributes: Attributes {
+            dumpable: 1,
+            membarrier: 0,
+            ..exec.attributes
+        },
     };
     Ok(Loaded { image, writes })
 }
@@ -174,7 +217,14 @@ fn first_registers(rip: u64, rsp: u64) -> [u64; 27] {
     const USER_CS: u64 = 0x33;
     const USER_SS: u64 = 0x2b;
     let mut regs = [0; 27];
-    for (index, value) in [(15, u64::MAX), (16, rip), (17, USER_CS), (18, INTERRUPTS), (19, rsp), (20, USER_SS)] {
+    for (index, value) in [
+        (15, u64::MAX),
+        (16, rip),
+        (17, USER_CS),
+        (18, INTERRUPTS),
+        (19, rsp),
+        (20, USER_SS),
+    ] {
         regs[index] = value;
     }
     regs
@@ -182,9 +232,21 @@ fn first_registers(rip: u64, rsp: u64) -> [u64; 27] {
 
 fn vma(mapping: &Mapping) -> Vma {
     let backing = match mapping.content {
-        Content::File { which: Which::Program, offset } => Backing::File { file: 0, offset },
-        Content::File { which: Which::Interpreter, offset } => Backing::File { file: 1, offset },
+        Content::File {
+            which: Which::Program,
+            offset,
+        } => Backing::File { file: 0, offset },
+        Content::File {
+            which: Which::Interpreter,
+            offset,
+        } => Backing::File { file: 1, offset },
         Content::Zero => Backing::Anonymous,
     };
-    Vma { start: mapping.start, end: mapping.end, prot: mapping.prot, flags: 0, backing }
+    Vma {
+        start: mapping.start,
+        end: mapping.end,
+        prot: mapping.prot,
+        flags: 0,
+        backing,
+    }
 }

@@ -10,7 +10,11 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     // SAFETY: every x86-64 CPU has the instruction; it only writes the four registers, which the intrinsic declares.
     #[allow(unused_unsafe, reason = "safe from Rust 1.94 on")]
     let (last, result) = unsafe { (__cpuid(leaf & 0x8000_0000).eax, __cpuid_count(leaf, subleaf)) };
-    if leaf > last { [0; 4] } else { [result.eax, result.ebx, result.ecx, result.edx] }
+    if leaf > last {
+        [0; 4]
+    } else {
+        [result.eax, result.ebx, result.ecx, result.edx]
+    }
 }
 
 /// XCR0: the state components that the kernel has enabled for user programs. `None` when it has not enabled XSAVE at all.
@@ -29,7 +33,10 @@ pub fn xcr0() -> Option<u64> {
 /// CR4.OSXSAVE must be set.
 #[target_feature(enable = "xsave")]
 unsafe fn xgetbv() -> u64 {
-    #[allow(unused_unsafe, reason = "safe inside a function with the target feature, from some Rust version on")]
+    #[allow(
+        unused_unsafe,
+        reason = "safe inside a function with the target feature, from some Rust version on"
+    )]
     // SAFETY: the caller vouches for CR4.OSXSAVE.
     unsafe {
         core::arch::x86_64::_xgetbv(0)

@@ -3,13 +3,13 @@
 //! Each module mirrors one interface and names its man page or kernel source.
 
 pub mod cpuid;
+pub mod fdpass;
 pub mod inherited;
 pub mod namespaces;
 pub mod notif;
-pub mod process;
 pub mod pagemap;
-pub mod fdpass;
 pub mod probe;
+pub mod process;
 pub mod procmem;
 pub mod ptrace;
 pub mod reach;

@@ -28,7 +28,10 @@ pub struct Pagemap {
 impl Pagemap {
     /// Opens the page map of a process through a live thread.
     pub fn open(tid: i32) -> io::Result<Self> {
-        Ok(Self { file: File::open(format!("/proc/{tid}/pagemap"))?, scan: true })
+        Ok(Self {
+            file: File::open(format!("/proc/{tid}/pagemap"))?,
+            scan: true,
+        })
     }
 
     /// Finds the pages of `range` that hold data of the process's own: touched anonymous memory and changed pages of private file
@@ -87,7 +90,9 @@ impl Pagemap {
                 break;
             }
             for entry in buffer[..count].chunks_exact(8) {
-                let entry = u64::from_le_bytes([entry[0], entry[1], entry[2], entry[3], entry[4], entry[5], entry[6], entry[7]]);
+                let entry = u64::from_le_bytes([
+                    entry[0], entry[1], entry[2], entry[3], entry[4], entry[5], entry[6], entry[7],
+                ]);
                 let (present, swapped, of_file) = (entry >> 63 & 1 == 1, entry >> 62 & 1 == 1, entry >> 61 & 1 == 1);
                 if (present || swapped) && (file_pages || !of_file) {
                     push(found, at..at + PAGE);

@@ -186,7 +186,11 @@ pub fn xstate(tid: i32) -> io::Result<Vec<u8>> {
 /// Sets the XSAVE area of a stopped tracee, as [`xstate`] gives it on this CPU.
 pub fn set_xstate(tid: i32, xstate: &[u8]) -> io::Result<()> {
     let mut bytes = xstate.to_vec();
-    let kind = if bytes.len() == FXSAVE { NT_PRFPREG } else { NT_X86_XSTATE };
+    let kind = if bytes.len() == FXSAVE {
+        NT_PRFPREG
+    } else {
+        NT_X86_XSTATE
+    };
     regset(libc::PTRACE_SETREGSET, tid, kind, &mut bytes).map(drop)
 }
 

@@ -28,11 +28,16 @@ pub fn blank_in(
     mounts: Option<BorrowedFd<'_>>,
 ) -> io::Result<i32> {
     // All sources lie above all places that the child fills.
-    let above = i32::try_from(files.len()).map_err(|_| io::Error::from_raw_os_error(libc::EMFILE))?.saturating_add(16);
+    let above = i32::try_from(files.len())
+        .map_err(|_| io::Error::from_raw_os_error(libc::EMFILE))?
+        .saturating_add(16);
     let program = Lifted::new(program, above)?;
     let shared = Lifted::new(shared, above)?;
     let mounts = mounts.map(|fd| Lifted::new(fd, above)).transpose()?;
-    let files = files.iter().map(|fd| Lifted::new(*fd, above)).collect::<io::Result<Vec<_>>>()?;
+    let files = files
+        .iter()
+        .map(|fd| Lifted::new(*fd, above))
+        .collect::<io::Result<Vec<_>>>()?;
     let set_tid = [pid];
     // SAFETY: all-zero clone_args is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };

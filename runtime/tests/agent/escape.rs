@@ -34,7 +34,12 @@ const RESULTS: &[(&str, i64)] = &[
 pub fn run(socket: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("escape");
-    let built = Command::new("cc").args(["-O1", "-w", "-o"]).arg(&program).arg(SOURCE).status().expect("cc");
+    let built = Command::new("cc")
+        .args(["-O1", "-w", "-o"])
+        .arg(&program)
+        .arg(SOURCE)
+        .status()
+        .expect("cc");
     assert!(built.success(), "the guest does not compile");
     let (home, from) = Home::new(socket);
     *home.parent.lock().unwrap() = AWAY;
@@ -50,19 +55,34 @@ pub fn run(socket: &Path) {
         let last = expect(&from, |m| matches!(m, ToHome::Exited { .. } | ToHome::WantHome { .. }));
         let text = String::from_utf8_lossy(&home.written.lock().unwrap()).into_owned();
         for (what, result) in RESULTS {
-            assert!(text.contains(&format!("{what} {result}\n")), "{way}: {what} is not {result} in {text}");
+            assert!(
+                text.contains(&format!("{what} {result}\n")),
+                "{way}: {what} is not {result} in {text}"
+            );
         }
         match (way, &last) {
             ("none", ToHome::Exited { how: Exit::Code(0), .. }) => assert!(text.ends_with("end 0\n")),
             // Whatever follows the stub's instruction, the call itself went home like any other.
             ("stub", _) => {
-                let opens = home.others.lock().unwrap().iter().filter(|nr| **nr == libc::SYS_open as u32).count();
+                let opens = home
+                    .others
+                    .lock()
+                    .unwrap()
+                    .iter()
+                    .filter(|nr| **nr == libc::SYS_open as u32)
+                    .count();
                 assert_eq!(opens, 2, "{last:?}");
             }
             ("unshare", ToHome::WantHome { nr: 272, .. })
             | ("clone3", ToHome::WantHome { nr: 435, .. })
             | ("ptrace", ToHome::WantHome { nr: 101, .. }) => {}
-            ("crash", ToHome::Exited { how: Exit::Signal { signal: 11, core: true }, .. }) => {}
+            (
+                "crash",
+                ToHome::Exited {
+                    how: Exit::Signal { signal: 11, core: true },
+                    ..
+                },
+            ) => {}
             _ => panic!("{way} ended with {last:?} and {text}"),
         }
         home.tell(&ToHost::Drop { pid, epoch });

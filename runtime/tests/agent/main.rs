@@ -1,6 +1,11 @@
 //! A real program on a real agent: it moves there, calls home, gets signals, is fetched and thawed, moves, and ends, with a home that
 //! answers the few calls of the guest by itself.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use mosix_runtime::agent::run::run;
 use mosix_runtime::link::{Security, Session, SessionOptions, Stream};
@@ -92,7 +97,10 @@ fn agent_for(name: &str, case: fn(&Path)) {
     };
     let agent = match fork().expect("one thread") {
         Fork::Child => {
-            tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::DEBUG).init();
+            tracing_subscriber::fmt()
+                .with_writer(std::io::stderr)
+                .with_max_level(tracing::Level::DEBUG)
+                .init();
             exit_now(match run(&start) {
                 Ok(why) => {
                     eprintln!("agent: {why}");
@@ -131,8 +139,18 @@ fn connect(socket: &Path, purpose: Purpose) -> Stream {
     let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (theirs, _) = listener.accept().unwrap();
     let daemon = UnixStream::connect(socket).unwrap();
-    let hello = StreamHello { job: JOB, purpose, from: NodeName("n1".into()) };
-    message::send(&daemon, &AgentMessage::Stream(hello), limits::STREAM_HELLO, &[theirs.as_fd()]).unwrap();
+    let hello = StreamHello {
+        job: JOB,
+        purpose,
+        from: NodeName("n1".into()),
+    };
+    message::send(
+        &daemon,
+        &AgentMessage::Stream(hello),
+        limits::STREAM_HELLO,
+        &[theirs.as_fd()],
+    )
+    .unwrap();
     let (answer, _) = message::recv::<AgentAnswer>(&daemon, limits::STREAM_HELLO).unwrap();
     assert_eq!(answer, AgentAnswer::Taken);
     Stream::dial(OwnedFd::from(ours), &Security::Plain).unwrap()
@@ -165,7 +183,12 @@ impl Home {
         let (tx, from) = channel();
         let reader = Arc::clone(&home);
         std::thread::spawn(move || reader.read(tx));
-        home.tell(&ToHost::Hello { job: JOB, home: HOME, lease_s: 60, clocks: capture::clocks() });
+        home.tell(&ToHost::Hello {
+            job: JOB,
+            home: HOME,
+            lease_s: 60,
+            clocks: capture::clocks(),
+        });
         expect(&from, |m| matches!(m, ToHome::Welcome { .. }));
         (home, from)
     }
@@ -175,7 +198,13 @@ impl Home {
     }
 
     fn answer(&self, call: &Call, result: i64) {
-        let reply = Reply { pid: call.pid, tid: call.tid, seq: call.seq, result, lengths: vec![] };
+        let reply = Reply {
+            pid: call.pid,
+            tid: call.tid,
+            seq: call.seq,
+            result,
+            lengths: vec![],
+        };
         // Outputs of the guest's calls are not needed, but must fit.
         let lengths = call.outputs.iter().map(|_| 0).collect();
         self.tell(&ToHost::Reply(Reply { lengths, ..reply }));
@@ -185,7 +214,10 @@ impl Home {
         match i64::from(call.nr) {
             libc::SYS_write => {
                 let (at, length) = (call.args[1] as usize, call.args[2] as usize);
-                self.written.lock().unwrap().extend_from_slice(&payload[at..at + length]);
+                self.written
+                    .lock()
+                    .unwrap()
+                    .extend_from_slice(&payload[at..at + length]);
                 self.answer(&call, length as i64);
             }
             libc::SYS_getppid => self.answer(&call, *self.parent.lock().unwrap()),
@@ -196,7 +228,11 @@ impl Home {
                 // Python sleeps to an absolute monotonic time, which is this machine's in this test.
                 let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
                 let now = Duration::new(now.tv_sec as u64, now.tv_nsec as u32);
-                let left = if call.args[1] & 1 != 0 { time.saturating_sub(now) } else { time };
+                let left = if call.args[1] & 1 != 0 {
+                    time.saturating_sub(now)
+                } else {
+                    time
+                };
                 let seq = call.seq;
                 *self.sleeping.lock().unwrap() = Some((call, Instant::now() + left));
                 let home = Arc::clone(self);
@@ -233,7 +269,11 @@ impl Home {
     fn wait_for_text(&self, text: &str) {
         let begin = Instant::now();
         while !String::from_utf8_lossy(&self.written.lock().unwrap()).contains(text) {
-            assert!(begin.elapsed() < PATIENCE, "no {text:?} in {:?}", String::from_utf8_lossy(&self.written.lock().unwrap()));
+            assert!(
+                begin.elapsed() < PATIENCE,
+                "no {text:?} in {:?}",
+                String::from_utf8_lossy(&self.written.lock().unwrap())
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -261,14 +301,22 @@ struct Taken {
 
 /// Starts a guest, and takes it apart where it stands after its first byte.
 fn take(mut command: Command, epoch: Epoch) -> Taken {
-    command.env("GLIBC_TUNABLES", "glibc.pthread.rseq=0").stdout(Stdio::piped());
+    command
+        .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
+        .stdout(Stdio::piped());
     let mut child = command.spawn().expect("the guest starts");
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).expect("ready");
     let pid = child.id() as i32;
     let frozen = freeze(pid, &[], Duration::from_secs(2)).expect("freezes");
     let before = maps::read(pid).expect("maps");
     let window = inject(&frozen, &before).expect("injects");
-    let captured = capture(&frozen, &window, &(0..frozen.threads.len() as u32).collect::<Vec<_>>(), |tid| tid).expect("captures");
+    let captured = capture(
+        &frozen,
+        &window,
+        &(0..frozen.threads.len() as u32).collect::<Vec<_>>(),
+        |tid| tid,
+    )
+    .expect("captures");
     let layout = of_home(pid, &before, |_| true).expect("can move");
     let image = ProcessImage {
         pid: Pid(pid),
@@ -288,7 +336,12 @@ fn take(mut command: Command, epoch: Epoch) -> Taken {
         attributes: captured.attributes,
     };
     let runs = runs(pid, &layout.vmas, &layout.pages).expect("runs");
-    Taken { child, image, paths: layout.paths.into_iter().map(PathBuf::from).collect(), runs }
+    Taken {
+        child,
+        image,
+        paths: layout.paths.into_iter().map(PathBuf::from).collect(),
+        runs,
+    }
 }
 
 impl Taken {
@@ -297,13 +350,28 @@ impl Taken {
         let (image, pid, epoch) = (&self.image, self.image.pid, self.image.epoch);
         let mut stream = connect(socket, Purpose::Pages);
         send(&mut stream, &ToHost::Files(image.files.clone()), &[]);
-        let ToHome::Lacks(lacks) = stream.recv().unwrap().message().unwrap() else { panic!("no Lacks") };
-        for (file, path) in image.files.iter().zip(&self.paths).filter(|(file, _)| lacks.contains(file)) {
+        let ToHome::Lacks(lacks) = stream.recv().unwrap().message().unwrap() else {
+            panic!("no Lacks")
+        };
+        for (file, path) in image
+            .files
+            .iter()
+            .zip(&self.paths)
+            .filter(|(file, _)| lacks.contains(file))
+        {
             let bytes = std::fs::read(path).unwrap();
             for (index, part) in bytes.chunks(1 << 20).enumerate() {
                 let offset = (index << 20) as u64;
                 let last = offset + part.len() as u64 == bytes.len() as u64;
-                send(&mut stream, &ToHost::FileBytes { file: file.clone(), offset, last }, part);
+                send(
+                    &mut stream,
+                    &ToHost::FileBytes {
+                        file: file.clone(),
+                        offset,
+                        last,
+                    },
+                    part,
+                );
             }
         }
         send(&mut stream, &ToHost::Arrive(Box::new(image.clone())), &[]);
@@ -312,7 +380,14 @@ impl Taken {
             send(&mut stream, &ToHost::Pages { pid, address }, bytes);
             Ok(())
         });
-        send(&mut stream, &ToHost::ImageEnd { pid, pages: bytes.unwrap() / 4096 }, &[]);
+        send(
+            &mut stream,
+            &ToHost::ImageEnd {
+                pid,
+                pages: bytes.unwrap() / 4096,
+            },
+            &[],
+        );
         expect(from, |m| matches!(m, ToHome::Complete { epoch: e, .. } if *e == epoch));
         home.tell(&ToHost::Run { pid, epoch });
         expect(from, |m| matches!(m, ToHome::Running { epoch: e, .. } if *e == epoch));
@@ -354,16 +429,32 @@ fn there_and_back(socket: &Path) {
     assert!(text.starts_with(&format!("sum {sum}\nparent 7777\n")), "{text}");
 
     // Signals: one handled in a sleep, one by number of another process; then one that is waited for, with its true sender.
-    home.tell(&ToHost::Signal { pid, tid: None, info: siginfo(libc::SIGUSR1, 1) });
+    home.tell(&ToHost::Signal {
+        pid,
+        tid: None,
+        info: siginfo(libc::SIGUSR1, 1),
+    });
     std::thread::sleep(Duration::from_millis(100));
-    home.tell(&ToHost::Signal { pid, tid: Some(Tid(pid.0)), info: siginfo(libc::SIGALRM, 2) });
+    home.tell(&ToHost::Signal {
+        pid,
+        tid: Some(Tid(pid.0)),
+        info: siginfo(libc::SIGALRM, 2),
+    });
     home.wait_for_text("signals [10, 14]\n");
 
     // Fetched while it waits, and thawed.
     std::thread::sleep(Duration::from_millis(50));
     fetch(socket, &home, &from, pid, Epoch(2));
-    home.tell(&ToHost::Thaw { pid, attempt: Epoch(2), epoch: Epoch(1) });
-    home.tell(&ToHost::Signal { pid, tid: None, info: siginfo(libc::SIGUSR2, 4321) });
+    home.tell(&ToHost::Thaw {
+        pid,
+        attempt: Epoch(2),
+        epoch: Epoch(1),
+    });
+    home.tell(&ToHost::Signal {
+        pid,
+        tid: None,
+        info: siginfo(libc::SIGUSR2, 4321),
+    });
     home.wait_for_text("waited 12 from 4321\n");
 
     // Stopped and continued; computing on, it asks for its parent until it is 1.
@@ -371,11 +462,21 @@ fn there_and_back(socket: &Path) {
     std::thread::sleep(Duration::from_millis(100));
     *home.parent.lock().unwrap() = 1;
     std::thread::sleep(Duration::from_millis(200));
-    assert!(!String::from_utf8_lossy(&home.written.lock().unwrap()).contains("end"), "it is stopped");
+    assert!(
+        !String::from_utf8_lossy(&home.written.lock().unwrap()).contains("end"),
+        "it is stopped"
+    );
     home.tell(&ToHost::Stop { pid, stop: false });
     home.wait_for_text("end\n");
     let end = expect(&from, |m| matches!(m, ToHome::Exited { .. }));
-    assert_eq!(end, ToHome::Exited { pid, epoch: Epoch(1), how: Exit::Code(43) });
+    assert_eq!(
+        end,
+        ToHome::Exited {
+            pid,
+            epoch: Epoch(1),
+            how: Exit::Code(43)
+        }
+    );
     hostile(socket, &home, &from, &taken.image);
     taken.end();
     home.tell(&ToHost::Bye);
@@ -386,11 +487,26 @@ fn fetch(socket: &Path, home: &Home, from: &Receiver<ToHome>, pid: Pid, epoch: E
     let _ = home;
     let begin = Instant::now();
     let mut stream = connect(socket, Purpose::Pages);
-    send(&mut stream, &ToHost::Depart { pid, epoch, to: Destination::Home, known_files: vec![] }, &[]);
-    let ToHome::Departing(image) = stream.recv().unwrap().message().unwrap() else { panic!("no image") };
+    send(
+        &mut stream,
+        &ToHost::Depart {
+            pid,
+            epoch,
+            to: Destination::Home,
+            known_files: vec![],
+        },
+        &[],
+    );
+    let ToHome::Departing(image) = stream.recv().unwrap().message().unwrap() else {
+        panic!("no image")
+    };
     println!("freeze and capture took {:?}", begin.elapsed());
     assert_eq!((image.pid, image.epoch), (pid, epoch));
-    assert_eq!(image.threads[0].regs[15] as i64, libc::SYS_rt_sigtimedwait, "it waits for a signal");
+    assert_eq!(
+        image.threads[0].regs[15] as i64,
+        libc::SYS_rt_sigtimedwait,
+        "it waits for a signal"
+    );
     assert!(image.vdso.is_some() && image.vmas.len() > 10 && !image.files.is_empty());
     let mut pages = 0;
     loop {
@@ -438,7 +554,14 @@ fn hostile(socket: &Path, home: &Home, from: &Receiver<ToHome>, good: &ProcessIm
     image.epoch = Epoch(200);
     let mut stream = connect(socket, Purpose::Pages);
     send(&mut stream, &ToHost::Arrive(Box::new(image)), &[]);
-    send(&mut stream, &ToHost::Pages { pid: good.pid, address: 0x7e80_0000_0000 }, &[0x90; 4096]);
+    send(
+        &mut stream,
+        &ToHost::Pages {
+            pid: good.pid,
+            address: 0x7e80_0000_0000,
+        },
+        &[0x90; 4096],
+    );
     expect_refused(from, Epoch(200));
     let _ = home;
 }

@@ -48,7 +48,12 @@ impl Init {
                 }
                 let mounts = File::open(format!("/proc/{pid}/ns/mnt"))?.into();
                 let pids = File::open(format!("/proc/{pid}/ns/pid"))?.into();
-                Ok(Self { pid, socket, mounts, pids })
+                Ok(Self {
+                    pid,
+                    socket,
+                    mounts,
+                    pids,
+                })
             }
         }
     }
