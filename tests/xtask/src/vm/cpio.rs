@@ -64,7 +64,11 @@ impl Archive {
     pub fn copy(&mut self, from: &Path, path: &str, keep: &dyn Fn(&Path) -> bool) -> Result<()> {
         let meta = fs::symlink_metadata(from).with_context(|| format!("cannot read {}", from.display()))?;
         if meta.is_dir() {
-            self.dir(path)?;
+            self.above(path)?;
+            if !self.has(path) {
+                // With its mode: a node's folders are refused when they are open to others.
+                self.entry(path, DIR | (meta.permissions().mode() & 0o7777), (0, 0), &[])?;
+            }
             let entries = fs::read_dir(from).with_context(|| format!("cannot list {}", from.display()))?;
             let mut entries: Vec<_> = entries.collect::<std::io::Result<_>>()?;
             entries.sort_by_key(fs::DirEntry::file_name);
@@ -139,6 +143,20 @@ impl Archive {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copied_folder_keeps_its_mode() {
+        let from = tempfile::tempdir().unwrap();
+        fs::set_permissions(from.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(from.path().join("f"), b"x").unwrap();
+        let mut archive = Archive::default();
+        archive.copy(from.path(), "/a/b", &|_| true).unwrap();
+        let bytes = archive.finish().unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        // Name follows the header of 110 bytes, in which the mode is the second of 13 numbers.
+        let mode = |name: &str| text[text.find(&format!("{name}\0")).unwrap() - 110 + 14..][..8].to_owned();
+        assert_eq!((mode("a").as_str(), mode("a/b").as_str()), ("000041ED", "000041C0"));
+    }
 
     #[test]
     fn folders_come_first_and_once() {
