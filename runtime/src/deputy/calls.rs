@@ -320,6 +320,7 @@ impl Deputy {
             return;
         };
         let mut record = lock(record);
+        tracing::trace!(tid = call.tid.0, seq = call.seq.0, nr = call.nr, args = ?call.args, last = record.seq.0, epoch = call.epoch.0, "call");
         if call.seq < record.seq {
             return;
         }
@@ -413,8 +414,11 @@ impl Deputy {
         if self.window.state(slot) != Ok(STATE_DONE) {
             return;
         }
+        if !matches!(record.state, State::Open(_)) {
+            // A script of the tracer thread, which takes its results itself. A kept answer stays: it is the only one.
+            return;
+        }
         let State::Open(open) = std::mem::take(&mut record.state) else {
-            // A script of the tracer thread: it takes its results itself.
             return;
         };
         let mut result = self.window.result(slot, 1, 0).unwrap_or(-i64::from(libc::EIO));

@@ -202,6 +202,7 @@ impl HomeEngine {
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.incoming = None;
                     process.returning = None;
+                    process.landed = None;
                     process.dropped = false;
                 }
             }
@@ -386,6 +387,12 @@ impl HomeEngine {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
+        if process.state.accepted().is_some() {
+            // Calls that the body made before it froze may still be on their way; what follows counts on having seen them all.
+            process.landed = Some((attempt, bytes));
+            return;
+        }
+        process.landed = None;
         if let Some(journey) = &mut process.journey {
             journey.bytes = bytes;
         }
@@ -499,6 +506,9 @@ impl HomeEngine {
             _ => return,
         };
         self.step(cx, pid, event);
+        if let Some((attempt, bytes)) = self.processes.get_mut(&pid).and_then(|process| process.landed.take()) {
+            self.landed(cx, pid, attempt, bytes);
+        }
     }
 
     fn thread_exit(&mut self, node: &NodeName, pid: i32, tid: i32, epoch: Epoch, status: i32) {

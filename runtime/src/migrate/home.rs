@@ -159,6 +159,16 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
     process.lingering.clear();
     for thread in &image.threads {
         let tid = thread.tid.0;
+        tracing::trace!(
+            tid,
+            seq = thread.seq,
+            in_flight = thread.in_flight,
+            here = deputy.seq(tid).0,
+            answered = deputy.answered(tid).is_some(),
+            rax = thread.regs[10] as i64,
+            nr = thread.regs[15] as i64,
+            "back"
+        );
         if !open_here(process, thread) {
             native(process, thread, None);
         } else if let Some((reply, payload)) = deputy.answered(tid) {

@@ -111,6 +111,8 @@ pub struct Process {
     pub outgoing: Option<Sender<Outgoing>>,
     /// Tells the receiving worker that pages may be written.
     pub incoming: Option<Sender<Ready>>,
+    /// All pages of the returning body are here, before the host said that nothing more comes from it: epoch, bytes.
+    pub landed: Option<(Epoch, u64)>,
     /// The returning body.
     pub returning: Option<Box<ProcessImage>>,
     /// Frozen threads of a departure that is not committed yet.
@@ -147,6 +149,7 @@ impl Process {
             journey: None,
             outgoing: None,
             incoming: None,
+            landed: None,
             returning: None,
             frozen: None,
             lingering: HashMap::new(),

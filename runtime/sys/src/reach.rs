@@ -74,10 +74,8 @@ mod tests {
         assert_eq!(readable(me, start, len as u64).unwrap(), len as u64);
         let hole = start + 3000 * PAGE;
         // SAFETY: the page belongs to the mapping above and holds nothing.
-        assert_eq!(
-            unsafe { libc::mprotect(hole as *mut _, PAGE as usize, libc::PROT_NONE) },
-            0
-        );
+        let protected = unsafe { libc::mprotect(hole as *mut _, PAGE as usize, libc::PROT_NONE) };
+        assert_eq!(protected, 0);
         assert_eq!(readable(me, start, len as u64).unwrap(), 3000 * PAGE);
         assert_eq!(readable(me, start + 100, len as u64 - 100).unwrap(), 3000 * PAGE - 100);
         assert_eq!(readable(me, hole - 1, 2).unwrap(), 1);
