@@ -22,7 +22,16 @@ enum Verb {
     /// Exit code 1 when programs cannot be run or hosted here.
     Check(Json),
     /// Show what happens to each system call of a process that is away.
-    Syscalls(Json),
+    Syscalls(SyscallsArgs),
+}
+
+#[derive(Args, Debug)]
+struct SyscallsArgs {
+    #[command(flatten)]
+    json: Json,
+    /// Print the page docs/syscalls.md.
+    #[arg(long, conflicts_with = "json")]
+    markdown: bool,
 }
 
 #[derive(Args, Debug)]
@@ -36,7 +45,11 @@ struct Json {
 pub fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Check(json) => check::run(json.json),
-        Verb::Syscalls(json) => syscalls(json.json),
+        Verb::Syscalls(args) if args.markdown => {
+            print!("{}", report::markdown());
+            Ok(Exit::Done.into())
+        }
+        Verb::Syscalls(args) => syscalls(args.json.json),
     }
 }
 
