@@ -108,10 +108,22 @@ fn masks(tid: i32) -> Option<Masks> {
         u64::from_str_radix(line.trim(), 16).ok()
     };
     Some(Masks {
-        blocked: field("SigBlk:")?,
+        blocked: field("SigBlk:")? | awaited(tid).unwrap_or(0),
         ignored: field("SigIgn:")?,
         caught: field("SigCgt:")?,
     })
+}
+
+/// The signals that a thread waits for in rt_sigtimedwait. The kernel shows them as unblocked meanwhile, but no handler and no default
+/// action is due: queued, they end the wait.
+fn awaited(tid: i32) -> Option<u64> {
+    let call = std::fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+    let mut fields = call.split_whitespace();
+    if fields.next()?.parse() != Ok(libc::SYS_rt_sigtimedwait) {
+        return None;
+    }
+    let set = u64::from_str_radix(fields.next()?.trim_start_matches("0x"), 16).ok()?;
+    ProcMem::guest(tid).read_u64(set).ok()
 }
 
 /// What the kernel does with a signal that has no handler.

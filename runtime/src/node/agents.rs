@@ -273,10 +273,10 @@ impl Agents {
         place: &mut Option<Running>,
         slot: &Slot,
     ) -> Result<Fingerprint, String> {
-        let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
         let program = match &self.config.agent_program {
             Some(program) => program.clone(),
-            None => std::env::current_exe().map_err(text("finding this program"))?,
+            // The running program itself, also when its file was replaced by an upgrade.
+            None => std::path::PathBuf::from("/proc/self/exe"),
         };
         let log = self.log_path(wanted.job);
         let log_file = std::fs::File::options()
