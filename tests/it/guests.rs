@@ -24,8 +24,44 @@ fn home(name: &str) {
 
 /// The same with moves before it is told to go on: so that what follows happens on n2, on n3, at home again, and on n2 after
 /// two rounds.
-fn moving(name: &str) {
+/// Guests that still show a difference when they move, with what is known of it. docs/testing.md lists them; the list only shrinks.
+const GAPS: &[(&str, &str)] = &[
+    (
+        "blocked_pipe_write",
+        "a blocking write to a pipe of 1 MB that moves several times may deliver a block wrongly",
+    ),
+    (
+        "epoll_wait",
+        "a relative timeout is not carried exactly over several moves",
+    ),
+    ("futex_timeout", "a relative futex timeout starts again at a move"),
+    ("hazard_loop", "may hang when moved under a 1 ms interval timer"),
+    (
+        "interval_timer",
+        "a poll with timeout 0 may see EINTR under an interval timer",
+    ),
+    (
+        "poll_wait",
+        "a relative poll timeout starts again at the first departure",
+    ),
+    ("sigaltstack", "signals raised at high rate may be lost in a move"),
+    ("signals_queued", "queued signals may be lost in a move"),
+    ("sigtimedwait", "a relative timeout starts again at a move"),
+    (
+        "sleep_exact",
+        "an absolute sleep may end some milliseconds early after moves",
+    ),
+];
+
+fn moving(name: &'static str) {
     require!(require::program("cc"));
+    match GAPS.iter().find(|(gap, _)| *gap == name) {
+        Some((_, why)) => require::known_gap(why, || move_round(name)),
+        None => move_round(name),
+    }
+}
+
+fn move_round(name: &str) {
     for times in [1, 2, 3, 7] {
         let mut guest = Guest::start(
             name,
