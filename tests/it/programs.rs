@@ -26,7 +26,25 @@ fn home((program, _): &Case) {
     program.run(How::Home(Lab::home())).assert_same(&plain);
 }
 
-fn moving((program, least): &Case) {
+/// How long a moved program may take before it counts as hanging.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+fn moving(case: Case) {
+    mosix_tests::require::known_gap(
+        "a job may stand still when its supervisor ends while the program is away (seen once, with gawk)",
+        || {
+            let (done, end) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                move_round(&case);
+                let _ = done.send(());
+            });
+            end.recv_timeout(PATIENCE)
+                .expect("the moved program ends, and as it does plainly");
+        },
+    );
+}
+
+fn move_round((program, least): &Case) {
     let plain = program.run(How::Plain);
     let moved = program.run(How::Moving {
         lab: Lab::shared(),
@@ -40,7 +58,7 @@ macro_rules! programs {
     ($($name:ident)*) => {
         mod run_plain { $(#[test] fn $name() { mosix_tests::require!(super::$name().map(|case| super::plain(&case))) })* }
         mod run_at_home { $(#[test] fn $name() { mosix_tests::require!(super::$name().map(|case| super::home(&case))) })* }
-        mod run_moving { $(#[test] fn $name() { mosix_tests::require!(super::$name().map(|case| super::moving(&case))) })* }
+        mod run_moving { $(#[test] fn $name() { mosix_tests::require!(super::$name().map(super::moving)) })* }
     };
 }
 
