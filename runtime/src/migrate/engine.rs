@@ -3,10 +3,11 @@
 use super::hosts::{Host, Hosts};
 use super::process::{Journey, Process};
 use super::view::View;
+use super::wish::Wish;
 use super::{Message, home, incoming, outgoing, signals};
 use crate::contract::commit::{Cause, Epochs, Home, HomeEffect, HomeEvent, Order, Place as Where, Report};
 use crate::deputy::Deputy;
-use crate::supervisor::engine::{Command, Context, Engine, Handle, Reply, Verdict};
+use crate::supervisor::engine::{Command, Context, Engine, Handle, Verdict};
 use crate::supervisor::environment::CpuLevel;
 use crate::supervisor::processes;
 use crate::supervisor::shared::{Shared, Usage};
@@ -30,16 +31,6 @@ const USAGE: Duration = Duration::from_secs(2);
 
 type Effect = HomeEffect<NodeName>;
 type Happening = HomeEvent<NodeName>;
-
-/// A wish that waits until its host is connected or its process has settled.
-#[derive(Debug)]
-struct Wish {
-    pid: i32,
-    to: Place,
-    reply: Option<Reply>,
-    batch: Option<Arc<()>>,
-    since: Instant,
-}
 
 /// Moves the processes of one job.
 pub struct HomeEngine {

@@ -26,6 +26,7 @@ mod outgoing;
 mod process;
 mod signals;
 mod view;
+mod wish;
 
 pub use engine::HomeEngine;
 
