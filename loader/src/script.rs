@@ -63,6 +63,8 @@ pub struct Stub {
     pub text: &'static [u8],
     /// Entry for a thread with rdi = slot address, rsp = the slot's stack top.
     pub deputy_entry: u64,
+    /// Address of a system call instruction in the text, for calls that a tracer makes a thread execute.
+    pub syscall: u64,
 }
 
 /// Why the compiled stub cannot be used; a defect of the build, not of input.
@@ -90,7 +92,15 @@ pub fn stub() -> Result<Stub, StubError> {
         .find(|symbol| elf.strtab.get_at(symbol.st_name) == Some("stub_deputy"))
         .ok_or(StubError("no stub_deputy"))?
         .st_value;
-    Ok(Stub { text, deputy_entry })
+    let syscall = text
+        .windows(2)
+        .position(|pair| pair == [0x0f, 0x05])
+        .ok_or(StubError("no system call instruction"))?;
+    Ok(Stub {
+        text,
+        deputy_entry,
+        syscall: abi::WINDOW + syscall as u64,
+    })
 }
 
 #[cfg(test)]

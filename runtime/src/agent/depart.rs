@@ -17,14 +17,15 @@ use super::usage;
 use crate::link::{LinkError, Sender, Stream};
 use crate::node::Control;
 use crate::process::capture::{self, CaptureError};
-use crate::process::freeze::{Frozen, wait_for};
+use crate::process::freeze::Frozen;
 use crate::process::layout::{Run, runs};
 use crate::process::maps::{self, Mapping};
 use crate::process::materialise::stop_all;
 use crate::process::memory;
 use crate::process::restart::Standing;
+use crate::process::step;
 use mosix_sys::procmem::ProcMem;
-use mosix_sys::ptrace::{self, Event};
+use mosix_sys::ptrace;
 use mosix_wire::control::{Fingerprint, Purpose};
 use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, NodeName, Pid};
@@ -34,11 +35,9 @@ use mosix_wire::link::{ToHome, ToHost};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const PAGE: u64 = 4096;
-/// How long the way out of the vDSO may be: its longest functions take some hundred instructions.
-const STEPS: usize = 20_000;
 
 /// A captured body whose image is on its way.
 #[derive(Debug)]
@@ -58,8 +57,8 @@ pub enum DepartError {
     #[error("it could not be stopped: {0}")]
     Freeze(io::Error),
     /// A thread cannot be moved where it stands.
-    #[error("thread {0} does not leave the vDSO")]
-    InVdso(i32),
+    #[error(transparent)]
+    Step(#[from] step::StepError),
     /// The capture failed.
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -316,29 +315,7 @@ fn out_of_vdso(built: &Built, frozen: &mut Frozen) -> Result<(), DepartError> {
             .is_some_and(|(base, patched)| ip.checked_sub(*base).is_some_and(|at| patched.is_stable(at as usize)));
         own || (home && !stable)
     };
-    for thread in frozen.threads.iter_mut().filter(|thread| inside(thread.regs.rip())) {
-        if thread.standing != Standing::User {
-            return Err(DepartError::InVdso(thread.tid));
-        }
-        let failed = os("stepping out of the vDSO");
-        ptrace::set_regs(thread.tid, &thread.regs).map_err(&failed)?;
-        let mut steps = 0;
-        while inside(thread.regs.rip()) {
-            steps += 1;
-            if steps > STEPS {
-                return Err(DepartError::InVdso(thread.tid));
-            }
-            ptrace::step(thread.tid).map_err(&failed)?;
-            match wait_for(thread.tid, Instant::now() + Duration::from_secs(1)).map_err(&failed)? {
-                Some(Event::Signal(libc::SIGTRAP) | Event::Stop(_)) => {}
-                _ => return Err(DepartError::InVdso(thread.tid)),
-            }
-            thread.regs = ptrace::regs(thread.tid).map_err(&failed)?;
-            thread.raw = thread.regs.rax();
-        }
-        thread.regs.set_orig_rax(u64::MAX);
-    }
-    Ok(())
+    Ok(step::out_of(frozen, inside)?)
 }
 
 /// The thread of a departure.

@@ -17,10 +17,10 @@ use super::serve;
 use super::shared::Shared;
 use crate::process::freeze::wait_for;
 use crate::process::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOINTR, settle};
+use crate::process::step;
 use crate::process::window::Window;
 use crate::syscall::decide::{Decision, decide};
 use crate::syscall::table;
-use mosix_loader::script::abi::WINDOW;
 use mosix_loader::script::stub;
 use mosix_sys::notif::Answer;
 use mosix_sys::procmem::ProcMem;
@@ -477,35 +477,13 @@ fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, in
 
 /// Makes a stopped thread execute one system call, from the stub's text so that it is known for the agent's own.
 fn inject(tid: i32, nr: i64, args: [u64; 6]) -> io::Result<i64> {
-    let text = stub().map_err(io::Error::other)?.text;
-    let gadget = text
-        .windows(2)
-        .position(|pair| pair == [0x0f, 0x05])
-        .ok_or(io::ErrorKind::NotFound)?;
+    let at = stub().map_err(io::Error::other)?.syscall;
     let mut saved = ptrace::regs(tid)?;
     settle(&mut saved, |_| false);
     let mask = ptrace::sigmask(tid)?;
-    ptrace::set_sigmask(tid, u64::MAX)?;
-    let mut regs = saved;
-    regs.set_call(nr as u64, args);
-    regs.set_rip(WINDOW + gadget as u64);
-    regs.set_orig_rax(u64::MAX);
-    ptrace::set_regs(tid, &regs)?;
-    let result = step_over(tid);
+    ptrace::set_sigmask(tid, step::QUIET)?;
+    let result = step::call(tid, at, nr as u64, args, LIMIT);
     ptrace::set_regs(tid, &saved)?;
     ptrace::set_sigmask(tid, mask)?;
     result
-}
-
-fn step_over(tid: i32) -> io::Result<i64> {
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        ptrace::step(tid)?;
-        match wait_for(tid, deadline)? {
-            Some(Event::Signal(libc::SIGTRAP)) => return Ok(ptrace::regs(tid)?.rax() as i64),
-            Some(Event::Stop(_)) => {}
-            Some(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
-            None => return Err(io::ErrorKind::TimedOut.into()),
-        }
-    }
 }

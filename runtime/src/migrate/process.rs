@@ -10,13 +10,15 @@ use crate::process::inject::{InjectError, has_window, inject};
 use crate::process::layout::{self, Layout, Unmovable};
 use crate::process::materialise::stop_all;
 use crate::process::restart::Standing;
+use crate::process::step;
 use crate::process::window::ScriptError;
 use crate::process::{freeze as freezing, maps, restore};
 use crate::supervisor::engine::Reply;
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::OP_STOP_ON_ERROR;
+use mosix_loader::script::stub;
 use mosix_sys::procmem::ProcMem;
-use mosix_sys::ptrace::{self, Event};
+use mosix_sys::ptrace;
 use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Seq};
 use mosix_wire::image::{CpuImage, ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::job::Place;
@@ -368,16 +370,6 @@ impl Process {
     }
 }
 
-/// Where the stub has a system call instruction.
-fn gadget() -> io::Result<u64> {
-    let text = mosix_loader::script::stub().map_err(io::Error::other)?.text;
-    let at = text
-        .windows(2)
-        .position(|pair| pair == [0x0f, 0x05])
-        .ok_or(io::ErrorKind::NotFound)?;
-    Ok(mosix_loader::script::abi::WINDOW + at as u64)
-}
-
 /// Runs system calls in a thread that is inside a call of its own, one step at a time; its call then goes on.
 fn borrow(process: &Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>, ScriptError> {
     let failed = |nr, error| ScriptError::Failed {
@@ -387,15 +379,15 @@ fn borrow(process: &Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>, Sc
         error,
     };
     let tid = *process.held.iter().min().ok_or(ScriptError::Busy(0))?;
-    let address = gadget().map_err(|error| failed(0, error))?;
+    let address = stub().map_err(|error| failed(0, io::Error::other(error)))?.syscall;
     let gone = |error| failed(0, error);
     stop_all(&[tid]).map_err(gone)?;
     let (regs, mask) = (ptrace::regs(tid).map_err(gone)?, ptrace::sigmask(tid).map_err(gone)?);
-    ptrace::set_sigmask(tid, !(1 << (libc::SIGTRAP - 1))).map_err(gone)?;
+    ptrace::set_sigmask(tid, step::QUIET).map_err(gone)?;
     let mut results = Vec::with_capacity(ops.len());
     let mut outcome = Ok(());
     for op in ops {
-        match stepped(tid, address, &regs, op) {
+        match step::call(tid, address, op.nr.into(), op.args, Duration::from_secs(5)) {
             Ok(result) if (-4095..0).contains(&result) && op.flags & OP_STOP_ON_ERROR != 0 => {
                 outcome = Err(failed(op.nr, io::Error::from_raw_os_error(-result as i32)));
                 break;
@@ -413,28 +405,12 @@ fn borrow(process: &Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>, Sc
     outcome.map(|()| results)
 }
 
-fn stepped(tid: i32, address: u64, regs: &ptrace::Regs, op: &Op) -> io::Result<i64> {
-    let mut regs = *regs;
-    regs.set_call(op.nr.into(), op.args);
-    regs.set_orig_rax(u64::MAX);
-    regs.set_rip(address);
-    ptrace::set_regs(tid, &regs)?;
-    loop {
-        ptrace::step(tid)?;
-        match freezing::wait_for(tid, Instant::now() + Duration::from_secs(5))? {
-            Some(Event::Signal(libc::SIGTRAP)) => return Ok(ptrace::regs(tid)?.rax() as i64),
-            Some(Event::Stop(_)) => {}
-            _ => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
-        }
-    }
-}
-
 /// Makes a thread of the deputy, the leader if possible, execute one last system call in place of whatever it does.
 ///
 /// # Errors
 /// When no thread can be stopped any more.
 pub fn divert(process: &Process, nr: i64, args: [u64; 6]) -> io::Result<()> {
-    let address = gadget()?;
+    let address = stub().map_err(io::Error::other)?.syscall;
     let leader = process.held.get(&process.pid);
     let tid = *leader
         .or_else(|| process.held.iter().next())

@@ -3,15 +3,16 @@
 //! Four system calls are made by one stopped thread, single-stepped over a `syscall` instruction of its own vDSO: memfd_create, two
 //! mmaps, close. The memfd's number lives only while every thread is stopped: no descriptor of ours remains in a job process.
 
-use super::freeze::{Frozen, wait_for};
+use super::freeze::Frozen;
 use super::maps::{self, Mapping};
+use super::step;
 use super::window::Window;
 use mosix_loader::script::abi::*;
 use mosix_loader::script::{Stub, StubError, stub};
 use mosix_sys::procmem::ProcMem;
-use mosix_sys::ptrace::{self, Event};
+use mosix_sys::ptrace;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Why the window could not be put into a process.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +68,7 @@ pub fn inject(frozen: &Frozen, mappings: &[Mapping]) -> Result<Window, InjectErr
     let memory = ProcMem::force(tid).map_err(gone)?;
     let gadget = Gadget::find(pid, tid, mappings, &memory)?;
     let saved = (ptrace::regs(tid).map_err(gone)?, ptrace::sigmask(tid).map_err(gone)?);
-    // SIGTRAP stays unblocked: a forced SIGTRAP that is blocked resets the program's own handler.
-    ptrace::set_sigmask(tid, !(1 << (libc::SIGTRAP - 1))).map_err(gone)?;
+    ptrace::set_sigmask(tid, step::QUIET).map_err(gone)?;
     let made = gadget.make_window(pid, &memory, &stub);
     let restored = ptrace::set_regs(tid, &saved.0).and_then(|()| ptrace::set_sigmask(tid, saved.1));
     let window = made?;
@@ -111,22 +111,7 @@ impl Gadget {
     /// Makes one system call in the stopped thread.
     fn call(&self, pid: i32, what: &'static str, nr: i64, args: [u64; 6]) -> Result<u64, InjectError> {
         let gone = |error| InjectError::Gone { pid, error };
-        let mut regs = ptrace::regs(self.tid).map_err(gone)?;
-        regs.set_call(nr as u64, args);
-        regs.set_rip(self.address);
-        regs.set_orig_rax(u64::MAX);
-        ptrace::set_regs(self.tid, &regs).map_err(gone)?;
-        let deadline = Instant::now() + Duration::from_secs(2);
-        loop {
-            ptrace::step(self.tid).map_err(gone)?;
-            match wait_for(self.tid, deadline).map_err(gone)? {
-                Some(Event::Signal(libc::SIGTRAP)) => break,
-                // A group-stop or interrupt reports itself again before the call runs.
-                Some(Event::Stop(_)) => {}
-                _ => return Err(gone(io::Error::from_raw_os_error(libc::ESRCH))),
-            }
-        }
-        let result = ptrace::regs(self.tid).map_err(gone)?.rax() as i64;
+        let result = step::call(self.tid, self.address, nr as u64, args, Duration::from_secs(2)).map_err(gone)?;
         if (-4095..0).contains(&result) {
             let error = io::Error::from_raw_os_error(-result as i32);
             return Err(InjectError::Call { pid, what, error });
