@@ -1,0 +1,297 @@
+//! What befalls a body and its deputy: reports of hosts, ends of threads and processes, signals to hand on.
+
+use super::*;
+
+impl HomeEngine {
+    /// Something a host said that concerns one process.
+    pub(super) fn heard(&mut self, cx: &mut Cx<'_>, node: NodeName, message: ToHome) {
+        let report = |pid: Pid, report| (pid.0, HomeEvent::Report(node.clone(), report));
+        let (pid, event) = match message {
+            ToHome::Complete { pid, epoch, bytes } => {
+                if let Some(journey) = self
+                    .processes
+                    .get_mut(&pid.0)
+                    .and_then(|process| process.journey.as_mut())
+                {
+                    journey.bytes = bytes;
+                }
+                report(pid, Report::Complete(epoch))
+            }
+            ToHome::Refused { pid, epoch, reason } => {
+                self.fail(pid.0, &format!("{node}: {reason}"));
+                report(pid, Report::Refused(epoch))
+            }
+            ToHome::Running { pid, epoch } => report(pid, Report::Running(epoch)),
+            ToHome::WantHome { pid, epoch, .. } => report(pid, Report::WantHome(epoch)),
+            ToHome::Frozen { pid, epoch } => {
+                if let Some(journey) = self
+                    .processes
+                    .get_mut(&pid.0)
+                    .and_then(|process| process.journey.as_mut())
+                {
+                    journey.frozen.get_or_insert_with(Instant::now);
+                }
+                report(pid, Report::Frozen(epoch))
+            }
+            ToHome::CannotDepart { pid, epoch, reason } => {
+                self.fail(pid.0, &format!("{node}: {reason}"));
+                report(pid, Report::CannotDepart(epoch))
+            }
+            ToHome::Exited { pid, epoch, how } => {
+                if let Some(process) = self.processes.get_mut(&pid.0)
+                    && process.state.accepted() == Some((&node, epoch))
+                {
+                    process.dying = Some(how);
+                }
+                report(pid, Report::Exited(epoch))
+            }
+            ToHome::ThreadExit {
+                pid,
+                tid,
+                epoch,
+                status,
+            } => {
+                return self.thread_exit(&node, pid.0, tid.0, epoch, status);
+            }
+            ToHome::Cancel { pid, tid, epoch, seq } => {
+                if let Some(process) = self.processes.get_mut(&pid.0)
+                    && process.state.accepted() == Some((&node, epoch))
+                    && process
+                        .deputy
+                        .as_ref()
+                        .and_then(|deputy| deputy.open(tid.0))
+                        .is_some_and(|open| open.seq == seq)
+                {
+                    process.cancels.insert(tid.0, seq);
+                    let _ = ptrace::interrupt(tid.0);
+                }
+                return;
+            }
+            ToHome::StopSignal { pid, epoch, signal } => {
+                // The deputy takes it at its delivery stop and really stops; nothing else may be asked for in this way.
+                let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+                if let Some(process) = self.processes.get(&pid.0)
+                    && process.state.accepted() == Some((&node, epoch))
+                    && stops.contains(&i32::from(signal))
+                {
+                    let _ = mosix_sys::process::kill(pid.0, i32::from(signal));
+                }
+                return;
+            }
+            ToHome::Usage {
+                pid,
+                cpu_ns,
+                resident,
+                threads,
+            } => {
+                return cx.shared.place(pid.0, |placement| {
+                    placement.usage = Usage {
+                        cpu_ns,
+                        resident,
+                        threads,
+                    };
+                });
+            }
+            // Handled by the link reader, or belongs on a page stream.
+            _ => return,
+        };
+        self.step(cx, pid, event);
+        if let Some((attempt, bytes)) = self.processes.get_mut(&pid).and_then(|process| process.landed.take()) {
+            self.landed(cx, pid, attempt, bytes);
+        }
+    }
+
+    pub(super) fn thread_exit(&mut self, node: &NodeName, pid: i32, tid: i32, epoch: Epoch, status: i32) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        if process.state.accepted() != Some((node, epoch)) {
+            return;
+        }
+        let Some(deputy) = &process.deputy else { return };
+        if let Some(slot) = deputy.slot(tid) {
+            let mut op = mosix_loader::script::Op::may(libc::SYS_exit, [status as u64, 0, 0, 0, 0, 0]);
+            op.flags |= mosix_loader::script::abi::OP_QUIET;
+            if let Err(error) = deputy.window().post(slot, &[op]) {
+                tracing::warn!(pid, tid, %error, "the thread cannot end at home");
+            }
+        }
+    }
+
+    /// Ends the deputy as its body ended.
+    pub(super) fn end(&mut self, cx: &mut Cx<'_>, pid: i32, cause: Cause) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        match (cause, process.dying) {
+            (Cause::Killed, _) => {}
+            (Cause::Exited, Some(Exit::Code(code))) => {
+                let args = [code as u64, 0, 0, 0, 0, 0];
+                if crate::migrate::process::divert(process, libc::SYS_exit_group, args).is_err() {
+                    let _ = mosix_sys::process::kill(pid, libc::SIGKILL);
+                }
+            }
+            (Cause::Exited, Some(Exit::Signal { signal, .. })) => {
+                let _ = mosix_sys::process::kill(pid, i32::from(signal));
+            }
+            (Cause::Exited, None) => {}
+            (Cause::Lost, _) => {
+                cx.handle.notice(format!(
+                    "process {pid} ({}) is lost: the node with its body is gone",
+                    process.program
+                ));
+                process.dying = Some(Exit::Signal {
+                    signal: libc::SIGKILL as u8,
+                    core: false,
+                });
+                let _ = mosix_sys::process::kill(pid, libc::SIGKILL);
+            }
+        }
+        if let Some(deputy) = &process.deputy {
+            deputy.close();
+        }
+    }
+
+    /// Reports a move that has come to its end, good or bad.
+    pub(super) fn settle(&mut self, cx: &mut Cx<'_>, pid: i32) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let place = match process.state.accepted() {
+            Some((node, _)) => Place::Node(node.clone()),
+            None => Place::Home,
+        };
+        if !process.state.settled() {
+            cx.shared.place(pid, |placement| placement.moving = true);
+            return;
+        }
+        process.deadline = None;
+        let Some(journey) = process.journey.take() else { return };
+        let moved = place == journey.to;
+        cx.shared.place(pid, |placement| {
+            placement.moving = false;
+            placement.moves += u32::from(moved);
+            if place == Place::Home {
+                placement.usage = Usage::default();
+            }
+            placement.place = place.clone();
+        });
+        let now = Instant::now();
+        let us = |since: Instant| now.duration_since(since).as_micros() as u64;
+        if let Some(reply) = &journey.reply {
+            if moved {
+                reply.send(Answer::Moved(Moved {
+                    pid: Pid(pid),
+                    program: process.program.clone(),
+                    from: journey.from,
+                    to: journey.to,
+                    freeze_us: journey.frozen.map_or(0, us),
+                    total_us: us(journey.begun),
+                    bytes: journey.bytes,
+                }));
+            } else {
+                let why = journey
+                    .why
+                    .unwrap_or_else(|| "it ended, or the move was undone".to_owned());
+                reply.refuse(
+                    RefusalKind::Failed,
+                    Some(pid),
+                    format!("process {pid} stays where it was: {why}"),
+                );
+            }
+            if moved && journey.batch.is_none_or(|batch| Arc::strong_count(&batch) == 1) {
+                reply.send(Answer::Done);
+            }
+        } else if let Some(why) = journey.why.filter(|_| !moved) {
+            cx.handle.notice(format!("process {pid} could not come home: {why}"));
+        }
+        if place != Place::Home {
+            self.usage_due.get_or_insert(now + USAGE);
+            self.flush(pid);
+        }
+    }
+
+    /// Sends signals that waited for the body to be somewhere.
+    pub(super) fn flush(&mut self, pid: i32) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let waiting: Vec<_> = process.signals.drain(..).collect();
+        for (tid, info) in waiting {
+            self.forward(pid, tid, info);
+        }
+    }
+
+    pub(super) fn forward(&mut self, pid: i32, tid: Option<i32>, info: SigInfo) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        match process.state.signals_to().and_then(|node| self.connected.get(node)) {
+            Some(host) => host.order(&ToHost::Signal {
+                pid: Pid(pid),
+                tid: tid.map(Tid),
+                info,
+            }),
+            None => process.signals.push_back((tid, info)),
+        }
+    }
+
+    /// A thread of a held process ended; with the leader, the process.
+    pub(super) fn thread_gone(&mut self, cx: &mut Cx<'_>, pid: i32, tid: i32) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        process.held.remove(&tid);
+        process.lingering.remove(&tid);
+        if let Some(deputy) = &process.deputy {
+            deputy.leave(tid);
+        }
+        if tid != pid {
+            return;
+        }
+        self.step(cx, pid, HomeEvent::DeputyDead);
+        self.forget(pid);
+    }
+
+    pub(super) fn forget(&mut self, pid: i32) {
+        let Some(mut process) = self.processes.remove(&pid) else {
+            return;
+        };
+        if let Some(reply) = process.journey.take().and_then(|journey| journey.reply) {
+            let text = format!("process {pid} ended before it had moved");
+            reply.refuse(RefusalKind::UnknownProcess, Some(pid), text);
+        }
+        if let Some(deputy) = &process.deputy {
+            deputy.close();
+            deputy.end();
+        }
+        if let Some(hosts) = &self.hosts {
+            hosts
+                .deputies
+                .write()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&pid);
+        }
+    }
+
+    /// A lingering thread of a process at home was stopped.
+    pub(super) fn lingering_event(&mut self, pid: i32, tid: i32, event: Event) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        if !process.lingering.contains_key(&tid) {
+            return;
+        }
+        let deputy = process.deputy.clone();
+        let done = match event {
+            Event::Signal(signal) if signals::ignored(pid, signal) => signals::go_on(tid, deputy.as_deref()),
+            Event::Signal(_) => home::interrupted(process, tid),
+            Event::Stop(libc::SIGTRAP) => home::go_on(process, tid),
+            Event::Stop(_) => ptrace::listen(tid),
+            _ => ptrace::cont(tid, 0),
+        };
+        if let Err(error) = done {
+            tracing::debug!(tid, %error, "lingering thread is gone");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Images on their way: the workers that stream them, and what their words lead to.
+
+use super::*;
+
+impl HomeEngine {
+    pub(super) fn send_here(&mut self, cx: &mut Cx<'_>, pid: i32, to: NodeName, attempt: Epoch) -> Result<(), String> {
+        let hosts = self.hosts(cx.handle).map_err(|error| error.to_string())?;
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return Ok(());
+        };
+        process.deadline = Some(Instant::now() + TRANSFER);
+        let errand = process.errand(attempt, to);
+        let sender = outgoing::start(hosts, cx.handle.clone(), errand).map_err(|error| error.to_string())?;
+        process.outgoing = Some(sender);
+        Ok(())
+    }
+
+    pub(super) fn build_here(&mut self, cx: &mut Cx<'_>, pid: i32, attempt: Epoch) -> Result<(), String> {
+        let hosts = self.hosts(cx.handle).map_err(|error| error.to_string())?;
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return Ok(());
+        };
+        let Some((node, _)) = process.state.accepted() else {
+            return Err("the body is nowhere".to_owned());
+        };
+        process.deadline = Some(Instant::now() + TRANSFER);
+        let from = node.clone();
+        if process.journey.is_none() {
+            process.journey = Some(Journey {
+                reply: None,
+                batch: None,
+                from: Place::Node(from.clone()),
+                to: Place::Home,
+                begun: Instant::now(),
+                frozen: None,
+                bytes: 0,
+                why: None,
+            });
+        }
+        let errand = process.errand(attempt, from);
+        let sender = incoming::start(hosts, cx.handle.clone(), errand).map_err(|error| error.to_string())?;
+        process.incoming = Some(sender);
+        Ok(())
+    }
+
+    /// A worker is ready to send: freeze and capture.
+    pub(super) fn prepared(&mut self, cx: &mut Cx<'_>, pid: i32, attempt: Epoch) {
+        let nonce = self.nonce;
+        let supervisor = self.shared.supervisor();
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let Some(sender) = process.outgoing.take() else { return };
+        let handle = cx.handle.clone();
+        let linger = Box::new(move |ended| handle.message(Message::Lingered(pid, ended)));
+        let sole =
+            |mapping: &crate::process::maps::Mapping| crate::migrate::view::sole_mapper(supervisor, pid, mapping);
+        match process.depart(attempt, nonce, sole, |window| Deputy::new(pid, window, linger)) {
+            Ok(outgoing) => {
+                // A worker that is gone has said why.
+                let _ = sender.send(outgoing);
+            }
+            Err(error) => {
+                self.fail(pid, &error.to_string());
+                self.step(cx, pid, HomeEvent::ImageFailed(attempt));
+            }
+        }
+    }
+
+    /// The image of a returning body is here: prepare the deputy's memory map.
+    pub(super) fn image(
+        &mut self,
+        cx: &mut Cx<'_>,
+        pid: i32,
+        attempt: Epoch,
+        image: Box<mosix_wire::image::ProcessImage>,
+    ) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        if let Some(journey) = &mut process.journey {
+            journey.frozen.get_or_insert_with(Instant::now);
+        }
+        let mut image = image;
+        if let Err(error) = crate::cpu::settle(&mut image) {
+            self.fail(pid, &error.to_string());
+            return self.step(cx, pid, HomeEvent::ImageFailed(attempt));
+        }
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        match home::repair(process, &image) {
+            Ok(ready) => {
+                process.returning = Some(image);
+                process.dropped = false;
+                if let Some(sender) = process.incoming.take() {
+                    let _ = sender.send(ready);
+                }
+            }
+            Err(error) => {
+                self.fail(pid, &error.to_string());
+                self.step(cx, pid, HomeEvent::ImageFailed(attempt));
+            }
+        }
+    }
+
+    /// All pages are back: the rest of the process's own state, then the commit.
+    pub(super) fn landed(&mut self, cx: &mut Cx<'_>, pid: i32, attempt: Epoch, bytes: u64) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        if process.state.accepted().is_some() {
+            // Calls that the body made before it froze may still be on their way; what follows counts on having seen them all.
+            process.landed = Some((attempt, bytes));
+            return;
+        }
+        process.landed = None;
+        if let Some(journey) = &mut process.journey {
+            journey.bytes = bytes;
+        }
+        let Some(mut image) = process.returning.take() else {
+            return;
+        };
+        // Signals that came to the deputy meanwhile wait behind those that the body brought.
+        image.pending.extend(process.signals.drain(..).map(|(_, info)| info));
+        match home::dress(process, &image) {
+            Ok(()) => {
+                process.returning = Some(image);
+                self.step(cx, pid, HomeEvent::BuiltHere(attempt));
+            }
+            Err(error) => {
+                self.fail(pid, &error.to_string());
+                self.step(cx, pid, HomeEvent::ImageFailed(attempt));
+            }
+        }
+    }
+}
