@@ -12,7 +12,7 @@ use mosix_loader::{LoadError, auxv::Auxv};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -68,27 +68,26 @@ fn ours(bytes: &[u8]) -> Outcome {
     }
 }
 
+/// Writes a file to execute. A child writes it: a descriptor of this process, open for writing, could be inherited by a fork of another
+/// test thread, and the execve would fail with ETXTBSY.
+fn executable(path: &Path, bytes: &[u8], mode: u32) {
+    let mut child = Command::new("install")
+        .args(["-m", &format!("{mode:o}"), "/dev/stdin"])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    assert!(child.wait().unwrap().success(), "install {}", path.display());
+}
+
 fn write(path: &Path, bytes: &[u8]) {
-    fs::write(path, bytes).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    executable(path, bytes, 0o755);
 }
 
 /// The kernel's verdict, and the process if it runs.
 fn kernels(path: &Path) -> (Outcome, Option<Stopped>) {
-    let mut command = Command::new(path);
-    // A fork of another test may hold the file open for writing for a moment.
-    while let Err(error) = Command::new(path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-    {
-        if error.raw_os_error() != Some(26) {
-            break;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
-    }
-    match command
+    match Command::new(path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

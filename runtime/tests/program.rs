@@ -18,7 +18,6 @@ use mosix_wire::image::{Attributes, Clocks, CpuImage, FileRef};
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -304,12 +303,10 @@ fn a_script_runs_by_its_interpreter() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("script");
     let out = folder.path().join("out");
-    fs::write(
-        &script,
-        format!("#!/bin/sh -e\necho \"$# $1 $0\" > {}\nexit 17\n", out.display()),
-    )
-    .unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    // A child writes it: a descriptor of this process may be inherited by another test's fork, and execve fail with ETXTBSY.
+    let text = format!("#!/bin/sh -e\necho \"$# $1 $0\" > {}\nexit 17\n", out.display());
+    let write = format!("cat >'{0}' <<\\EOF\n{text}EOF\nchmod 755 '{0}'", script.display());
+    assert!(Command::new("sh").args(["-c", &write]).status().unwrap().success());
     assert_eq!(run(&script, &["a b", "c"]), 17);
     assert_eq!(
         fs::read_to_string(&out).unwrap(),

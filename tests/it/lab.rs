@@ -4,7 +4,6 @@ use mosix_tests::cluster::{ended, text};
 use mosix_tests::{Lab, binary, require};
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -255,8 +254,7 @@ fn an_ordinary_user_can_have_one() {
     std::os::unix::fs::chown(runtime.path(), Some(USER), Some(USER)).unwrap();
     // The build's folder may be closed to others.
     let program = runtime.path().join("mosix");
-    fs::copy(binary::mosix(), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    mosix_tests::executable(&program, &fs::read(binary::mosix()).unwrap(), 0o755);
     let mosix = |args: &[&str]| {
         let mut command = Command::new(&program);
         command

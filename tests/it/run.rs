@@ -1,10 +1,9 @@
 //! `mosix run` at home, without any daemon: as if mosix were not there.
 
 use mosix_tests::cluster::text;
-use mosix_tests::{Lab, require};
+use mosix_tests::{Lab, executable, require};
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -18,9 +17,8 @@ fn run(argv: &[&str]) -> Output {
         .unwrap()
 }
 
-fn executable(path: &Path, content: &[u8], mode: u32) -> String {
-    fs::write(path, content).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+fn written(path: &Path, content: &[u8], mode: u32) -> String {
+    executable(path, content, mode);
     path.to_str().unwrap().to_owned()
 }
 
@@ -53,11 +51,11 @@ fn what_cannot_be_run_is_named_in_one_line() {
         ("/nonexistent/program".to_owned(), &[127][..]),
         ("no-such-program-anywhere".to_owned(), &[127]),
         ("/dev".to_owned(), &[126]),
-        (executable(&dir.path().join("plain"), b"text", 0o644), &[126]),
-        (executable(&dir.path().join("short"), &sh[..100], 0o755), &[126]),
-        (executable(&dir.path().join("machine"), &machine, 0o755), &[126]),
+        (written(&dir.path().join("plain"), b"text", 0o644), &[126]),
+        (written(&dir.path().join("short"), &sh[..100], 0o755), &[126]),
+        (written(&dir.path().join("machine"), &machine, 0o755), &[126]),
         (
-            executable(&dir.path().join("script"), b"#!/nonexistent/interpreter\n", 0o755),
+            written(&dir.path().join("script"), b"#!/nonexistent/interpreter\n", 0o755),
             &[126, 127],
         ),
     ];

@@ -10,6 +10,7 @@
 
 pub mod binary;
 pub mod cluster;
+pub mod executable;
 pub mod guest;
 pub mod inputs;
 pub mod packages;
@@ -17,5 +18,6 @@ pub mod require;
 pub mod run;
 
 pub use cluster::{Lab, Node};
+pub use executable::executable;
 pub use guest::Guest;
 pub use run::{How, Outcome, Program};

@@ -1,25 +1,20 @@
 //! What `mosix run` says and returns when there is nothing to run: bash's exit codes, one line of its own.
 
 use super::stand::{Stand, err};
-use std::os::unix::fs::PermissionsExt;
+use mosix_tests::executable;
 use std::path::Path;
 use std::process::Command;
-
-fn write(path: &Path, bytes: &[u8], mode: u32) {
-    std::fs::write(path, bytes).unwrap();
-    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
-}
 
 /// Fills the folder with everything that cannot be run.
 fn prepare(folder: &Path) {
     let elf = std::fs::read("/bin/true").unwrap();
-    write(&folder.join("noexec"), &elf, 0o644);
-    write(&folder.join("truncated"), &elf[..100], 0o755);
-    write(&folder.join("corrupt"), b"\x7fELF garbage \0\x01\x02", 0o755);
-    write(&folder.join("data"), b"\0\x01\x02\x03", 0o755);
+    executable(&folder.join("noexec"), &elf, 0o644);
+    executable(&folder.join("truncated"), &elf[..100], 0o755);
+    executable(&folder.join("corrupt"), b"\x7fELF garbage \0\x01\x02", 0o755);
+    executable(&folder.join("data"), b"\0\x01\x02\x03", 0o755);
     let mut other = elf.clone();
     other[18..20].copy_from_slice(&183u16.to_le_bytes());
-    write(&folder.join("aarch64"), &other, 0o755);
+    executable(&folder.join("aarch64"), &other, 0o755);
     let mut lost = elf;
     let name = b"/lib64/ld-linux";
     let at = lost
@@ -27,11 +22,11 @@ fn prepare(folder: &Path) {
         .position(|w| w == name)
         .expect("an interpreter");
     lost[at..at + name.len()].copy_from_slice(b"/lib64/zz-linux");
-    write(&folder.join("no-loader"), &lost, 0o755);
-    write(&folder.join("no-interpreter"), b"#!/no/such/thing -x\n", 0o755);
-    write(&folder.join("dos"), b"#!/bin/sh\r\necho\r\n", 0o755);
-    write(&folder.join("plain-script"), b"echo script $0 $1; exit 9\n", 0o755);
-    write(&folder.join("empty"), b"", 0o755);
+    executable(&folder.join("no-loader"), &lost, 0o755);
+    executable(&folder.join("no-interpreter"), b"#!/no/such/thing -x\n", 0o755);
+    executable(&folder.join("dos"), b"#!/bin/sh\r\necho\r\n", 0o755);
+    executable(&folder.join("plain-script"), b"echo script $0 $1; exit 9\n", 0o755);
+    executable(&folder.join("empty"), b"", 0o755);
     std::fs::create_dir(folder.join("folder")).unwrap();
 }
 
