@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod count;
 mod demo;
 mod gen_docs;
 mod stage;

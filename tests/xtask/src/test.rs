@@ -3,6 +3,7 @@
 //! The last line is `N passed, N failed, N skipped`. libtest knows no outcome "skipped": such tests write a line to the file
 //! named by MOSIX_TEST_SKIPS (see `mosix_tests::require`), and are taken off those that it counts as passed.
 
+use crate::count::Count;
 use crate::workspace::{cargo, target};
 use anyhow::{Context, Result, bail, ensure};
 use mosix_tests::packages;
@@ -21,21 +22,14 @@ pub struct Args {
     /// Install nothing; what is missing is skipped.
     #[arg(long)]
     no_install: bool,
+    /// No guests with other kernels.
+    #[arg(long)]
+    no_vm: bool,
     /// End-to-end tests at a time; they measure time and move memory [default: half the cores].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
     /// Only tests whose name contains this.
     filter: Option<String>,
-}
-
-/// What libtest counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
-    /// Test programs that said a result.
-    programs: u64,
 }
 
 /// Installs, builds, runs, counts. Fails when a test failed or could not be built.
@@ -76,24 +70,26 @@ pub fn run(args: Args) -> Result<ExitCode> {
         if args.full {
             command.env("MOSIX_TEST_FULL", "1");
         }
-        add(&mut total, counted(&mut command)?);
+        total += counted(&mut command)?;
     }
-    let skipped = read_skips(&skips)?;
+    let mut skipped = read_skips(&skips)?;
+    if filter.is_empty() && !args.no_vm {
+        match crate::vm::test()? {
+            Ok(count) => total += count,
+            Err(why) => {
+                total.passed += 1;
+                skipped.push(format!("SKIPPED moves between kernels: {why}"));
+            }
+        }
+    }
     for line in &skipped {
         println!("{line}");
     }
     total.skipped += skipped.len() as u64;
     total.passed = total.passed.saturating_sub(skipped.len() as u64);
-    println!(
-        "{} passed, {} failed, {} skipped",
-        total.passed, total.failed, total.skipped
-    );
-    // The line above is the last one: an error would print another.
-    Ok(if total.failed > 0 {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    // The last line: an error would print another.
+    println!("{total}");
+    Ok(total.into())
 }
 
 /// Installs the Debian packages that are missing, when this is a Debian and we may.
@@ -136,12 +132,14 @@ fn install() -> Result<()> {
 fn counted(command: &mut Command) -> Result<Count> {
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let mut count = Count::default();
+    let mut programs = 0;
     let stdout = child.stdout.take().context("cargo's stdout")?;
     for line in BufReader::new(stdout).lines() {
         let line = line.context("cargo's output")?;
         println!("{line}");
         if let Some(result) = parse(&line) {
-            add(&mut count, result);
+            count += result;
+            programs += 1;
         }
     }
     let status = child.wait().context("cargo")?;
@@ -149,17 +147,10 @@ fn counted(command: &mut Command) -> Result<Count> {
         status.success() || count.failed > 0,
         "cargo test failed before or beside its tests: {status}"
     );
-    if count.programs == 0 {
+    if programs == 0 {
         bail!("cargo test ran no test program");
     }
     Ok(count)
-}
-
-fn add(total: &mut Count, more: Count) {
-    total.passed += more.passed;
-    total.failed += more.failed;
-    total.skipped += more.skipped;
-    total.programs += more.programs;
 }
 
 /// Reads `test result: ok. 5 passed; 0 failed; 1 ignored; …`.
@@ -173,7 +164,6 @@ fn parse(line: &str) -> Option<Count> {
         passed: number("passed;")?,
         failed: number("failed;")?,
         skipped: number("ignored;")?,
-        programs: 1,
     })
 }
 
@@ -197,8 +187,7 @@ mod tests {
             Some(Count {
                 passed: 12,
                 failed: 3,
-                skipped: 1,
-                programs: 1
+                skipped: 1
             })
         );
         assert_eq!(parse("test lab::up ... ok"), None);

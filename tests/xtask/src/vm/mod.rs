@@ -35,6 +35,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
+use crate::count::Count;
 use crate::workspace;
 use protocol::Request;
 use state::Store;
@@ -104,6 +105,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
         Verb::Down { names } => down(&names, &store).map(|()| ExitCode::SUCCESS),
         Verb::Status { json } => status(json, &store).map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// What `cargo xtask test` runs of this: all of `vm test`, or a reason why the machine cannot have guests.
+pub fn test() -> Result<Result<Count, String>> {
+    let cache = cache()?;
+    let store = Store::open(&cache)?;
+    if let Err(error) = up::fetch(&cache) {
+        return Ok(Err(format!("{error:#}")));
+    }
+    units::measure(&units::Test::default(), &store, &cache).map(Ok)
 }
 
 /// Where everything is kept.

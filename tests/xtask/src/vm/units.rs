@@ -16,6 +16,7 @@ use super::manifest::{Manifest, Tests};
 use super::state::Store;
 use super::up::{self, Up};
 use super::{exec, exec_checks, moves};
+use crate::count::Count;
 use crate::workspace;
 
 /// MiB of a test guest: test programs are some MiB each and lie in its memory.
@@ -25,7 +26,7 @@ const MEMORY: u32 = 512;
 const PATIENCE: u32 = 120;
 
 /// Options of `cargo xtask vm test`.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 pub struct Test {
     /// Kernels to test on [default: all of vm-images/manifest.toml].
     #[arg(long, value_name = "VERSION", value_delimiter = ',')]
@@ -47,14 +48,6 @@ enum Part {
     Units,
     /// Programs moved between kernels.
     Moves,
-}
-
-/// What libtest counted.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-    skipped: u64,
 }
 
 /// A built test program.
@@ -81,8 +74,15 @@ impl Drop for Guests<'_> {
     }
 }
 
-/// Builds, boots, runs, counts; the last line is `N passed, N failed, N skipped`.
+/// [`measure`], and the count as last line.
 pub fn run(args: &Test, store: &Store, cache: &Path) -> Result<ExitCode> {
+    let total = measure(args, store, cache)?;
+    println!("{total}");
+    Ok(total.into())
+}
+
+/// Builds, boots, runs, counts.
+pub fn measure(args: &Test, store: &Store, cache: &Path) -> Result<Count> {
     let mut total = Count::default();
     if args.only != Some(Part::Moves) {
         total = inside(args, store, cache)?;
@@ -96,15 +96,7 @@ pub fn run(args: &Test, store: &Store, cache: &Path) -> Result<ExitCode> {
             }
         }
     }
-    println!(
-        "{} passed, {} failed, {} skipped",
-        total.passed, total.failed, total.skipped
-    );
-    Ok(if total.failed > 0 {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(total)
 }
 
 /// Runs the tests inside the guests.
@@ -154,10 +146,7 @@ fn inside(args: &Test, store: &Store, cache: &Path) -> Result<Count> {
         threads.into_iter().map(end).collect()
     });
     for count in results {
-        let count = count?;
-        total.passed += count.passed;
-        total.failed += count.failed;
-        total.skipped += count.skipped;
+        total += count?;
     }
     Ok(total)
 }
@@ -265,9 +254,7 @@ fn on_guest(name: &str, programs: &[Program], tests: &Tests, filter: Option<&str
                 failures(&said)
             );
         }
-        total.passed += count.passed;
-        total.failed += count.failed;
-        total.skipped += count.skipped;
+        total += count;
     }
     for (part, reason) in &tests.skip {
         println!("{name}: skipped: {part}: {reason}");

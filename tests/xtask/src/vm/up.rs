@@ -94,6 +94,17 @@ impl Up {
     }
 }
 
+/// Gets everything of the manifest that comes from a package archive.
+pub fn fetch(cache: &Path) -> Result<()> {
+    let manifest = Manifest::load()?;
+    let apt = Apt::new(cache);
+    let tools = Tools::find(&manifest, &apt, cache)?;
+    for name in manifest.kernel_names() {
+        kernel::prepare(manifest.kernel(&name)?, &manifest, &tools, &apt, cache)?;
+    }
+    Ok(())
+}
+
 /// Starts the guests that do not run yet.
 pub fn run(args: &Up, store: &Store, cache: &Path) -> Result<()> {
     let manifest = Manifest::load()?;
