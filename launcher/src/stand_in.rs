@@ -9,7 +9,8 @@
 //!
 //! Launcher and program are in one process group, so what the terminal sends reaches both; such signals, those that the program or
 //! its children sent to their group, and those that others sent to all of the group ([`Canary`]) are not relayed. If the supervisor is killed, the launcher is the next subreaper above the
-//! program: it becomes the program's parent and goes on by itself.
+//! program: it becomes the program's parent and goes on by itself. A program that was away, or on its way, is lost then, and the launcher
+//! says so and ends with 125.
 
 use mosix_runtime::supervisor::launch::Launched;
 use mosix_runtime::supervisor::mirror::ToLauncher;
@@ -17,10 +18,12 @@ use mosix_runtime::supervisor::processes::is_descendant;
 use mosix_runtime::supervisor::stat::Stat;
 use mosix_sys::process::{Wait, WaitStatus, die_by, kill, queue, stop_by, wait_any, wait_for};
 use mosix_sys::signalfd::{Received, Signals};
+use mosix_wire::job::Place;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use crate::canary::Canary;
 use crate::exit::Exit;
@@ -33,6 +36,8 @@ struct StandIn {
     canary: Option<Canary>,
     /// The program, once it was started.
     program: Option<i32>,
+    /// Where its body is.
+    place: Place,
     /// The supervisor was killed: the program is a child of this process.
     alone: bool,
 }
@@ -55,6 +60,7 @@ pub fn stand_in(launched: Launched) -> io::Result<ExitCode> {
         signals,
         canary,
         program: None,
+        place: Place::Home,
         alone: false,
     };
     loop {
@@ -116,6 +122,7 @@ impl StandIn {
                         return Some(Next::Fail(ExitCode::from(code)));
                     }
                     ToLauncher::Notice(line) => say(&line),
+                    ToLauncher::At(place) => self.place = place,
                     ToLauncher::Stopped(signal) => stop = Some(signal),
                     ToLauncher::Continued => stop = None,
                     ToLauncher::Ended { status, last } => {
@@ -189,14 +196,42 @@ impl StandIn {
 
     fn supervisor_gone(&mut self) -> Option<Next> {
         self.alone = true;
-        if self.program.is_none() {
-            say("the supervisor ended before it could start the program");
-            return Some(Next::Fail(Exit::RunFailed.into()));
-        }
         // It closes its socket a moment before its children get a new parent: wait for its end.
-        wait_for(self.launched.supervisor, true);
-        say("the supervisor was killed: the program goes on at home, and can no longer move");
-        None
+        let how = match wait_for(self.launched.supervisor, true) {
+            Wait::Some(waited) => match (waited.status.killed(), waited.status.code()) {
+                (Some((signal, _)), _) => format!("was killed (signal {signal})"),
+                (None, Some(code)) => format!("ended unexpectedly (code {code})"),
+                (None, None) => "is gone".to_owned(),
+            },
+            _ => "is gone".to_owned(),
+        };
+        let Some(program) = self.program else {
+            say(&format!("the supervisor {how} before it could start the program"));
+            return Some(Next::Fail(Exit::RunFailed.into()));
+        };
+        let lost = match fate(program) {
+            Fate::Lives => {
+                say(&format!(
+                    "the supervisor {how}: the program goes on at home, and can no longer move"
+                ));
+                return None;
+            }
+            Fate::Stopped(signal) => {
+                say(&format!(
+                    "the supervisor {how}: the program is stopped at home, and can no longer move"
+                ));
+                self.stop(signal);
+                return None;
+            }
+            Fate::Ended(status) => return Some(Next::End(status)),
+            Fate::Killed => match &self.place {
+                Place::Home => "the program is lost with it, because it was just moving".to_owned(),
+                place => format!("the program is lost with it, because it was away on {place}"),
+            },
+            Fate::Unknown => "the program ended together with it; how is not known".to_owned(),
+        };
+        say(&format!("the supervisor {how}: {lost}"));
+        Some(Next::Fail(Exit::RunFailed.into()))
     }
 
     /// Takes wait(2) reports: only about the program, and only when it is our child.
@@ -216,13 +251,79 @@ impl StandIn {
                     }
                 }
                 Wait::Some(_) => {}
-                Wait::Nothing => return Ok(Next::Wait),
-                Wait::NoChild => {
-                    say("the program ended together with its supervisor; how is not known");
-                    return Ok(Next::Fail(Exit::RunFailed.into()));
-                }
+                // The canary and the guardian are children too.
+                Wait::Nothing | Wait::NoChild => return Ok(Next::Wait),
             }
         }
+    }
+}
+
+/// What became of the program when its supervisor was gone.
+enum Fate {
+    /// It runs on as a child of this process.
+    Lives,
+    /// So it does, stopped by this signal.
+    Stopped(i32),
+    /// It ended by itself.
+    Ended(WaitStatus),
+    /// It was killed with the supervisor, which held it by ptrace.
+    Killed,
+    /// The supervisor had reaped it, and could not say how it ended.
+    Unknown,
+}
+
+/// How long a killed program may take to be gone; it is lost in any case.
+const DYING: Duration = Duration::from_secs(2);
+
+/// Looks what became of `program`, after its supervisor was reaped: by then the kernel has sent the SIGKILL that takes tracees along.
+fn fate(program: i32) -> Fate {
+    let deadline = Instant::now() + DYING;
+    loop {
+        match wait_for(program, false) {
+            Wait::NoChild => return Fate::Unknown,
+            Wait::Some(w) if w.status.killed().is_some_and(|(signal, _)| signal == libc::SIGKILL) => {
+                return Fate::Killed;
+            }
+            Wait::Some(w) if w.status.is_end() => return Fate::Ended(w.status),
+            Wait::Some(w) => {
+                if let Some(signal) = w.status.stopped() {
+                    return Fate::Stopped(signal);
+                }
+            }
+            Wait::Nothing if !is_killed(program) => return Fate::Lives,
+            Wait::Nothing if Instant::now() > deadline => return Fate::Killed,
+            Wait::Nothing => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
+/// Whether a process is dead, or was sent a SIGKILL that it has not died of yet.
+fn is_killed(pid: i32) -> bool {
+    let seen = || {
+        let (Ok(stat), Ok(status)) = (
+            std::fs::read_to_string(format!("/proc/{pid}/stat")),
+            std::fs::read_to_string(format!("/proc/{pid}/status")),
+        ) else {
+            return true;
+        };
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+        let dead = fields.next().is_some_and(|state| matches!(state, "Z" | "X"));
+        // PF_EXITING and PF_SIGNALED of linux/sched.h: it has taken the signal and is on its way out.
+        let leaving = fields
+            .nth(5)
+            .and_then(|flags| flags.parse::<u32>().ok())
+            .is_some_and(|flags| flags & (0x4 | 0x400) != 0);
+        let pending = |name| {
+            let mask = status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            mask.and_then(|mask| u64::from_str_radix(mask, 16).ok())
+                .is_some_and(|mask| mask >> (libc::SIGKILL - 1) & 1 == 1)
+        };
+        dead || leaving || pending("SigPnd:") || pending("ShdPnd:")
+    };
+    // Twice, for the moment between taking the signal and noting it.
+    seen() || {
+        std::thread::sleep(Duration::from_millis(5));
+        seen()
     }
 }
 

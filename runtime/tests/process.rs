@@ -147,3 +147,19 @@ fn body_is_built_again() {
     child.wait().expect("reap");
     assert_eq!(Some(ended), expected);
 }
+
+/// The end of a process that a freeze runs into belongs to whoever waits for everybody: else nobody learns how it ended.
+#[test]
+fn a_freeze_leaves_the_end_of_the_process_to_be_waited_for() {
+    for code in 0..40 {
+        let script = format!("echo; exit {code}");
+        let mut child = start("sh", &["-c", &script]);
+        let pid = child.id() as i32;
+        // Now, or in a moment; the process is seized first, or not.
+        while freeze(pid, &[], Duration::from_secs(2))
+            .map(|frozen| mosix_runtime::process::freeze::release(&frozen))
+            .is_ok()
+        {}
+        assert_eq!(child.wait().expect("its end is there").code(), Some(code));
+    }
+}

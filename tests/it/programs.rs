@@ -30,18 +30,16 @@ fn home((program, _): &Case) {
 const PATIENCE: Duration = Duration::from_secs(240);
 
 fn moving(case: Case) {
-    mosix_tests::require::known_gap(
-        "a job may stand still when its supervisor ends while the program is away (seen once, with gawk)",
-        || {
-            let (done, end) = std::sync::mpsc::channel();
-            std::thread::spawn(move || {
-                move_round(&case);
-                let _ = done.send(());
-            });
-            end.recv_timeout(PATIENCE)
-                .expect("the moved program ends, and as it does plainly");
-        },
-    );
+    let (done, end) = std::sync::mpsc::channel();
+    let round = std::thread::spawn(move || {
+        move_round(&case);
+        let _ = done.send(());
+    });
+    match end.recv_timeout(PATIENCE) {
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("the moved program hangs"),
+        // Its own panic, with its own words.
+        _ => round.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+    }
 }
 
 fn move_round((program, least): &Case) {

@@ -21,6 +21,12 @@ pub fn main() -> ExitCode {
         Err(error) => return failed(&format!("the daemon's line on standard input: {error}")),
     };
     let job = start.job;
+    // A thread that is missing would leave bodies without answers: home is to see the end of this agent instead.
+    std::panic::set_hook(Box::new(|info| {
+        let line = crate::supervisor::last_words::panic_line(info);
+        tracing::error!("{line}");
+        mosix_sys::process::exit_now(101);
+    }));
     match run(&start) {
         Ok(why) => {
             tracing::info!(%job, why, "the agent ends");

@@ -132,7 +132,11 @@ impl Tracer {
             let owner = self
                 .processes
                 .values()
-                .find(|process| process.tids.contains(&tid))
+                .find(|process| {
+                    // The end of the leader is the body's, also when a freeze has seen it first.
+                    let leader = process.built.as_ref().is_some_and(|built| built.body.pid == tid);
+                    leader || process.tids.contains(&tid)
+                })
                 .map(|process| process.pid);
             match owner {
                 Some(pid) => self.event(pid, tid, event),

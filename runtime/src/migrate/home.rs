@@ -185,10 +185,10 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
     process.dropped = false;
 }
 
-/// A lingering thread takes signals by its own mask, and no longer dies with the tracer.
+/// A lingering thread takes signals by its own mask. It still dies with the tracer, which alone can lead it out of the stub.
 fn relax(process: &Process, tid: i32, thread: &ThreadImage) -> io::Result<()> {
     stop_all(&[tid])?;
-    ptrace::set_options(tid, ptrace::OPTIONS)?;
+    ptrace::set_options(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL)?;
     ptrace::set_sigmask(tid, thread.mask)?;
     go_on(process, tid)
 }

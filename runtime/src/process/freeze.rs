@@ -93,11 +93,12 @@ pub fn state(pid: i32, tid: i32) -> Option<char> {
     stat[stat.rfind(')')? + 1..].trim_start().chars().next()
 }
 
-/// Waits for the next event of one tracee without ever blocking longer than the deadline.
+/// Waits for the next event of one tracee without ever blocking longer than the deadline. An end is seen and not taken: it belongs to
+/// the loop that waits for everybody, which tells whoever has to know of it.
 pub fn wait_for(tid: i32, deadline: Instant) -> io::Result<Option<Event>> {
     let begun = Instant::now();
     loop {
-        if let Some((_, event)) = ptrace::wait(Some(tid), false)? {
+        if let Some(event) = ptrace::stop_or_end(tid)? {
             return Ok(Some(event));
         }
         let now = Instant::now();
@@ -166,7 +167,8 @@ fn collect(
                 None | Some('Z' | 'X') => continue,
                 _ => {}
             }
-            match ptrace::seize(tid, ptrace::OPTIONS) {
+            // Until it is let go it may stand in code that only this tracer leads it out of: without the tracer it ends.
+            match ptrace::seize(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
                 Err(error) if state(pid, tid).is_none_or(|state| state == 'Z') => {

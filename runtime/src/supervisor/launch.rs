@@ -14,7 +14,7 @@ use super::shared::Shared;
 use super::socket::JobSocket;
 use super::stat::Stat;
 use super::tracer::{Parts, Tracer};
-use super::{execlog, notify, rundir};
+use super::{execlog, last_words, notify, rundir};
 use anyhow::Context as _;
 use mosix_sys::notif::Listener;
 use mosix_sys::process::{Fork, block_all_signals, close_all_but, default_action, exit_now, fork};
@@ -200,7 +200,7 @@ fn release_pipes() {
 /// The supervisor's life.
 fn supervise<E: Engine>(mut start: Start, engine: impl FnOnce(&Arc<Shared>) -> E) -> anyhow::Result<()> {
     let result = prepare(&mut start).and_then(|prepared| prepared.run(start, engine));
-    result.inspect_err(|e| tracing::error!("supervisor: {e:#}"))
+    result.inspect_err(|e| last_words::say(&format!("the supervisor fails: {e:#}")))
 }
 
 /// A guest that waits for its "go", and what was made for it.
@@ -266,6 +266,12 @@ impl Prepared {
         let keep: Vec<_> = keep.into_iter().flatten().collect();
         close_all_but(&keep).context("closing inherited descriptors")?;
         quiet_standard_descriptors()?;
+        last_words::install(
+            start
+                .mirror
+                .socket()
+                .and_then(|socket| socket.try_clone_to_owned().ok()),
+        );
         std::env::set_current_dir("/").context("leaving the current folder")?;
         let shared = Arc::new(Shared::new(self.job(&start.spec)));
         let own_filters = self.filters_before + u32::from(self.listener.is_some());
@@ -350,7 +356,8 @@ fn serve_filter<M: Send + 'static>(
     )?;
     let serve = move || {
         if let Err(e) = notify::serve(&listener, &in_hand, &tell) {
-            tracing::error!("notify thread: {e}");
+            // The guardian takes over: processes at home go on.
+            last_words::end(&format!("execve of the job's processes cannot be answered: {e}"));
         }
     };
     spawn("notify", Box::new(serve))?;

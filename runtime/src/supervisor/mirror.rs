@@ -10,6 +10,7 @@
 //! The launcher says nothing: its end closes the socket, and that is all a supervisor wants to know.
 
 use mosix_sys::process::WaitStatus;
+use mosix_wire::job::Place;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,8 @@ pub enum ToLauncher {
     },
     /// A line for the user.
     Notice(String),
+    /// The program's body is there now.
+    At(Place),
     /// Job control stopped the program with this signal.
     Stopped(i32),
     /// The program goes on.
@@ -117,6 +120,9 @@ impl Mirror {
         if matches!(message, ToLauncher::Stopped(_) | ToLauncher::Continued) {
             self.waiting
                 .retain(|m| !matches!(m, ToLauncher::Stopped(_) | ToLauncher::Continued));
+        }
+        if matches!(message, ToLauncher::At(_)) {
+            self.waiting.retain(|m| !matches!(m, ToLauncher::At(_)));
         }
         if self.waiting.len() >= KEPT {
             let notice = self.waiting.iter().position(|m| matches!(m, ToLauncher::Notice(_)));

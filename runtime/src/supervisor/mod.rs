@@ -19,6 +19,7 @@ pub mod engine;
 pub mod environment;
 pub mod exec;
 pub mod frames;
+pub mod last_words;
 pub mod launch;
 pub mod mirror;
 pub mod processes;

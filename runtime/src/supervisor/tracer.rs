@@ -46,6 +46,8 @@ pub struct Tracer<E: Engine> {
     first_end: Option<WaitStatus>,
     /// The first process was reaped: its pid may be anybody's.
     first_reaped: bool,
+    /// Where the launcher was told that the program is.
+    place: Place,
     reports: Vec<(i32, JobControl)>,
 }
 
@@ -89,6 +91,7 @@ impl<E: Engine> Tracer<E> {
             start_on: parts.start_on,
             first_end: None,
             first_reaped: false,
+            place: Place::Home,
             reports: Vec::new(),
         })
     }
@@ -252,6 +255,11 @@ impl<E: Engine> Tracer<E> {
             if pid == self.shared.first() {
                 self.job_control(event);
             }
+        }
+        let place = self.shared.placement(self.shared.first()).place;
+        if place != self.place {
+            self.mirror.send(ToLauncher::At(place.clone()));
+            self.place = place;
         }
         result
     }

@@ -285,6 +285,41 @@ pub fn wait(tid: Option<i32>, block: bool) -> io::Result<Option<(i32, Event)>> {
     }
 }
 
+/// Takes the next stop of tracee `tid`, or sees its end, which is left for [`wait`] to take; None when nothing happened. Never blocks.
+///
+/// # Errors
+/// `ECHILD` when it is no child or tracee of this thread (any more).
+pub fn stop_or_end(tid: i32) -> io::Result<Option<Event>> {
+    match look(tid, libc::WSTOPPED) {
+        Ok(Some(stop)) => Ok(Some(stop)),
+        // A dead tracee has no stops: the kernel says so by ECHILD.
+        Ok(None) | Err(_) => look(tid, libc::WEXITED | libc::WNOWAIT),
+    }
+}
+
+fn look(tid: i32, what: i32) -> io::Result<Option<Event>> {
+    // SAFETY: all-zero is a valid siginfo.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = what | libc::WNOHANG | libc::__WALL | libc::__WNOTHREAD;
+    loop {
+        // SAFETY: waitid writes one siginfo.
+        match check(unsafe { libc::waitid(libc::P_PID, tid.cast_unsigned(), &raw mut info, flags) }.into()) {
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // SAFETY: waitid has filled in the fields of a child's change, or zeros when there was none.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    Ok((pid != 0).then(|| match info.si_code {
+        libc::CLD_EXITED => Event::Exited(status),
+        libc::CLD_KILLED => Event::Killed(status, false),
+        libc::CLD_DUMPED => Event::Killed(status, true),
+        // A stop: the upper bits name a ptrace event, as in a wait status.
+        _ => decode(status << 8 | 0x7f),
+    }))
+}
+
 /// Decodes a raw wait status of a tracee.
 pub fn decode(status: i32) -> Event {
     if libc::WIFEXITED(status) {
