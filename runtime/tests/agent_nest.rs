@@ -94,7 +94,9 @@ fn pid_clocks_nothing() {
         boottime: 7_000_000 * SECOND,
         realtime: 0,
     };
-    let body = blank(&nest, &program, HOME_PID, &wanted, &[]).expect("blank");
+    let here = now().expect("clocks");
+    let ahead = (wanted.monotonic - here.monotonic, wanted.boottime - here.boottime);
+    let body = blank(&nest, &program, HOME_PID, ahead, &[]).expect("blank");
 
     assert!(status(body.host, "NSpid").ends_with(&format!("\t{}", HOME_PID.0)));
     assert_eq!(call(&body, libc::SYS_getuid, [0; 6]), i64::from(HOME_UID));
@@ -198,22 +200,21 @@ fn taken() {
     let nest = Nest::make(HOME_UID).expect("nest");
     nest.enter().expect("enters");
     let program = stub_program().expect("stub");
-    let clocks = now().expect("clocks");
-    let first = blank(&nest, &program, HOME_PID, &clocks, &[]).expect("blank");
+    let first = blank(&nest, &program, HOME_PID, (0, 0), &[]).expect("blank");
     assert!(matches!(
-        blank(&nest, &program, HOME_PID, &clocks, &[]),
+        blank(&nest, &program, HOME_PID, (0, 0), &[]),
         Err(BirthError::Taken(HOME_PID))
     ));
     assert!(matches!(
-        blank(&nest, &program, Pid(1), &clocks, &[]),
+        blank(&nest, &program, Pid(1), (0, 0), &[]),
         Err(BirthError::Taken(Pid(1)))
     ));
     assert!(matches!(
-        blank(&nest, &program, Pid(1 << 29), &clocks, &[]),
+        blank(&nest, &program, Pid(1 << 29), (0, 0), &[]),
         Err(BirthError::TooLarge(_))
     ));
     end(first.host);
-    let again = blank(&nest, &program, HOME_PID, &clocks, &[]).expect("free again");
+    let again = blank(&nest, &program, HOME_PID, (0, 0), &[]).expect("free again");
     end(again.host);
 }
 
@@ -224,13 +225,10 @@ fn clocks_of_arrivals() {
     let mut bodies = Vec::new();
     for (index, hours) in [400_000, 1, 30_000].into_iter().enumerate() {
         let time = hours * 3600 * SECOND;
-        let clocks = Clocks {
-            monotonic: time,
-            boottime: time,
-            realtime: 0,
-        };
+        let here = now().expect("clocks");
+        let ahead = (time - here.monotonic, time - here.boottime);
         bodies.push((
-            blank(&nest, &program, Pid(500 + index as i32), &clocks, &[]).expect("blank"),
+            blank(&nest, &program, Pid(500 + index as i32), ahead, &[]).expect("blank"),
             time,
         ));
     }
@@ -248,13 +246,8 @@ fn clocks_of_arrivals() {
         let seconds = i64::from_le_bytes(bytes.try_into().expect("eight"));
         assert!((0..5).contains(&(seconds - time / SECOND)), "{seconds} for {time}");
     }
-    let wild = Clocks {
-        monotonic: i64::MAX,
-        boottime: -1,
-        realtime: 0,
-    };
     assert!(matches!(
-        blank(&nest, &program, Pid(600), &wild, &[]),
+        blank(&nest, &program, Pid(600), (i64::MAX, -1), &[]),
         Err(BirthError::Clocks { .. })
     ));
     for (body, _) in bodies {
@@ -272,7 +265,7 @@ fn nothing_outlives() {
             nest.enter().expect("enters");
             nest.enter().expect("enters");
             let program = stub_program().expect("stub");
-            let body = blank(&nest, &program, HOME_PID, &now().expect("clocks"), &[]).expect("blank");
+            let body = blank(&nest, &program, HOME_PID, (0, 0), &[]).expect("blank");
             (&write)
                 .write_all(format!("{} {}\n", nest.init.pid, body.host).as_bytes())
                 .expect("tell");

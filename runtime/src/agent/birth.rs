@@ -5,7 +5,6 @@ use crate::process::window::{ScriptError, Window};
 use mosix_loader::script::{Op, STUB_ELF};
 use mosix_sys::{ptrace, shared, spawn};
 use mosix_wire::ids::Pid;
-use mosix_wire::image::Clocks;
 use rustix::process::{Resource, Rlimit};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -73,8 +72,8 @@ pub fn stub_program() -> io::Result<OwnedFd> {
     Ok(program)
 }
 
-/// Makes a blank process with number `pid` whose clocks show `clocks`, with `files` as its descriptors 4 and up. Must be called by the
-/// tracer thread.
+/// Makes a blank process with number `pid` whose monotonic and boot time are so many nanoseconds `ahead` of this thread's, with `files` as
+/// its descriptors 4 and up. Must be called by the tracer thread.
 ///
 /// # Errors
 /// Every error leaves nothing behind.
@@ -82,13 +81,13 @@ pub fn blank(
     nest: &Nest,
     program: impl AsFd,
     pid: Pid,
-    clocks: &Clocks,
+    ahead: (i64, i64),
     files: &[BorrowedFd<'_>],
 ) -> Result<Blank, BirthError> {
     let failed = |error| BirthError::Process { pid, error };
     let (window, memfd) = Window::create().map_err(failed)?;
     nest.clocks
-        .turn_to(clocks)
+        .set_ahead(ahead)
         .map_err(|error| BirthError::Clocks { pid, error })?;
     let host = match spawn::blank_in(pid.0, program.as_fd(), memfd.as_fd(), files, Some(nest.init.mounts())) {
         Ok(host) => host,

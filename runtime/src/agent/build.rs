@@ -121,9 +121,10 @@ pub fn begin(
         clocks.monotonic.saturating_sub(now.monotonic),
         clocks.boottime.saturating_sub(now.boottime),
     );
+    tracing::debug!(pid = %image.pid, ?ahead, "home's clocks");
     let mut draw = 1;
     let body = loop {
-        let fresh = blank(nest, program, image.pid, &clocks, &open)?;
+        let fresh = blank(nest, program, image.pid, ahead, &open)?;
         let mut body = Body::new(fresh.host, fresh.window);
         match body.map(&image, |file| FILES_AT + file as i32) {
             Ok(()) => break body,

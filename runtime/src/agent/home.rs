@@ -47,6 +47,11 @@ fn take(shared: &Arc<Shared>, message: ToHost, payload: &[u8]) -> Result<(), Str
             );
             shared.command(Command::Home(message));
         }
+        ToHost::Clocks(ref clocks) => {
+            if let Ok(now) = super::nest::now() {
+                shared.observe(clocks, &now);
+            }
+        }
         ToHost::Files(files) => {
             let lacks = lock(&shared.files).lacks(&files).map_err(|error| error.to_string())?;
             answer(shared, &ToHome::Lacks(lacks));

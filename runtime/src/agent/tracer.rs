@@ -334,7 +334,8 @@ impl Tracer {
             ToHost::Bye => {
                 self.over.get_or_insert("home said good-bye".to_owned());
             }
-            ToHost::Files(_)
+            ToHost::Clocks(_)
+            | ToHost::Files(_)
             | ToHost::FileBytes { .. }
             | ToHost::Arrive(_)
             | ToHost::Pages { .. }

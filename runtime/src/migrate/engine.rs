@@ -435,6 +435,7 @@ impl Engine for HomeEngine {
                 .any(|process| process.state.accepted().is_some());
             self.usage_due = away.then(|| now + USAGE);
             for host in self.connected.values().filter(|_| away) {
+                host.order(&ToHost::Clocks(crate::process::capture::clocks()));
                 host.order(&ToHost::AskUsage);
             }
         }

@@ -12,9 +12,12 @@ use mosix_wire::link::{ToHome, ToHost};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 /// How long a host waits for a silent home before it freezes the bodies, in seconds.
 const LEASE_S: u32 = 300;
+/// How often home's clocks are told at the beginning: the quickest of these messages decides how exact the clocks of bodies are.
+const CLOCK_SAMPLES: usize = 20;
 
 /// Why a host cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +168,15 @@ impl Hosts {
             lease_s: LEASE_S,
             clocks: crate::process::capture::clocks(),
         });
+        let telling = Arc::clone(&host);
+        std::thread::Builder::new()
+            .name(format!("clocks-{node}"))
+            .spawn(move || {
+                for _ in 0..CLOCK_SAMPLES {
+                    std::thread::sleep(Duration::from_millis(1));
+                    telling.order(&ToHost::Clocks(crate::process::capture::clocks()));
+                }
+            })?;
         let (hosts, reading) = (Arc::clone(self), Arc::clone(&host));
         std::thread::Builder::new()
             .name(format!("link-{node}"))

@@ -128,6 +128,8 @@ pub enum ToHost {
         /// SHA-256 of the sending agent's certificate.
         fingerprint: [u8; 32],
     },
+    /// Home's clocks as this is sent; of several the quickest message tells them best.
+    Clocks(Clocks),
     /// Asks for [`ToHome::Usage`].
     AskUsage,
     /// Home ends the session for good.

@@ -53,19 +53,21 @@ impl TimeGate {
         Ok(Self { offsets, own })
     }
 
-    /// Gives the processes that this thread starts from now on clocks that show `clocks` now.
+    /// Gives the processes that this thread starts from now on clocks that are so many nanoseconds ahead of this thread's: monotonic,
+    /// boottime. Distances, not readings: what passes meanwhile must not be lost.
     ///
     /// # Errors
     /// `ERANGE` for readings that no clock can have; those of unshare(2).
-    pub fn turn_to(&self, clocks: &Clocks) -> io::Result<()> {
+    pub fn set_ahead(&self, ahead: (i64, i64)) -> io::Result<()> {
         let here = now()?;
-        let offset = |wanted: i64, here: i64, own: i64| {
-            let sane = (0..i64::MAX / 4).contains(&wanted);
-            sane.then(|| wanted - (here - own))
+        let offset = |ahead: i64, here: i64, own: i64| {
+            let wanted = here.checked_add(ahead);
+            let sane = wanted.is_some_and(|wanted| (0..i64::MAX / 4).contains(&wanted));
+            sane.then(|| ahead + own)
                 .ok_or_else(|| io::Error::from_raw_os_error(libc::ERANGE))
         };
-        let monotonic = offset(clocks.monotonic, here.monotonic, self.own.0)?;
-        let boottime = offset(clocks.boottime, here.boottime, self.own.1)?;
+        let monotonic = offset(ahead.0, here.monotonic, self.own.0)?;
+        let boottime = offset(ahead.1, here.boottime, self.own.1)?;
         unshare(NEW_TIME)?;
         let line = |name, offset: i64| format!("{name} {} {}\n", offset.div_euclid(SECOND), offset.rem_euclid(SECOND));
         let text = line("monotonic", monotonic) + &line("boottime", boottime);
