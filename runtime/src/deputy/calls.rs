@@ -46,7 +46,7 @@ pub struct Gate {
     pub seen: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Record {
     seq: Seq,
     state: State,
@@ -55,7 +55,7 @@ struct Record {
     written: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 enum State {
     #[default]
     Idle,
@@ -63,7 +63,6 @@ enum State {
     Answered(Reply, Vec<u8>),
 }
 
-#[derive(Debug)]
 struct Open {
     call: Call,
     /// Offset of the buffer in the window.
@@ -71,7 +70,12 @@ struct Open {
     /// Whether the buffer is a span of the arena.
     span: bool,
     since: Instant,
+    /// Judges the descriptor that the call opens.
+    job: Option<Job>,
 }
+
+/// What the away policy asks about the job.
+pub type Job = Arc<dyn policy::JobView + Send + Sync>;
 
 /// What an open call is, for whoever interrupts or resumes its thread.
 #[derive(Debug, Clone, Copy)]
@@ -307,7 +311,7 @@ impl Deputy {
     }
 
     /// Executes a call that the gate admitted, or answers it again.
-    pub fn call(&self, call: Call, payload: &[u8], job: &dyn policy::JobView) {
+    pub fn call(&self, call: Call, payload: &[u8], job: &Job) {
         let Some(slot) = self.slot(call.tid.0) else {
             tracing::warn!(
                 pid = self.pid,
@@ -337,14 +341,17 @@ impl Deputy {
             let (Resume::Block { nr } | Resume::Short { nr, .. }) = resume;
             *nr == call.nr
         });
-        if !permitted(&call, payload, job) {
+        if !permitted(&call, payload, job.as_ref()) {
             let reply = reply(&call, NEEDS_HOME, vec![0; call.outputs.len()]);
             self.send(&reply, &[]);
             record.state = State::Answered(reply, Vec::new());
             return;
         }
         match self.start(slot, call.clone(), payload, resume, &mut record.written) {
-            Ok(open) => record.state = State::Open(open),
+            Ok(mut open) => {
+                open.job = opens(open.call.nr).then(|| Arc::clone(job));
+                record.state = State::Open(open);
+            }
             Err(error) => {
                 tracing::warn!(pid = self.pid, tid = call.tid.0, nr = call.nr, %error, "call could not be executed");
                 let reply = reply(&call, -i64::from(libc::ENOMEM), vec![0; call.outputs.len()]);
@@ -393,6 +400,7 @@ impl Deputy {
             buffer,
             span,
             since: Instant::now(),
+            job: None,
         })
     }
 
@@ -431,6 +439,9 @@ impl Deputy {
                 written as i64
             };
         }
+        if let (Some(job), Ok(fd @ 0..)) = (&open.job, i32::try_from(result)) {
+            result = self.judge_opened(slot, fd, result, job);
+        }
         let mut bytes = vec![0; open.call.size as usize];
         let _ = self.window.shared().read(open.buffer, &mut bytes);
         let (lengths, parts) = relocate::collect(&open.call, result, &bytes);
@@ -452,6 +463,24 @@ impl Deputy {
                 payload,
             });
         }
+    }
+
+    /// Closes a descriptor that no host may have; gives the call's result.
+    fn judge_opened(&self, slot: u32, fd: i32, result: i64, job: &Job) -> i64 {
+        let Err(what) = policy::opened(self.pid, fd, job.as_ref()) else {
+            return result;
+        };
+        let close = Op::may(libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0]);
+        let closed = self.window.run(slot, &[close], CLOSE);
+        tracing::warn!(
+            pid = self.pid,
+            fd,
+            what,
+            ?closed,
+            "a host opened what the away policy denies"
+        );
+        // A truthful body opens it at home.
+        NEEDS_HOME
     }
 
     /// Sends a reply to where the body is; false when it is nowhere away.
@@ -478,6 +507,17 @@ enum StartError {
     Malformed(#[from] relocate::Malformed),
     #[error(transparent)]
     Script(#[from] ScriptError),
+}
+
+/// How long closing a descriptor may take before the answer is given all the same.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// Whether a call gives a descriptor for a path.
+fn opens(nr: u32) -> bool {
+    matches!(
+        i64::from(nr),
+        libc::SYS_open | libc::SYS_openat | libc::SYS_creat | libc::SYS_openat2
+    )
 }
 
 /// Whether the away policy lets a host make the call. A truthful body makes it at home, where the policy has no say.

@@ -93,7 +93,7 @@ impl HomeEngine {
         if let Some(hosts) = &self.hosts {
             return Ok(Arc::clone(hosts));
         }
-        let view = Arc::new(View::new(self.shared.supervisor()));
+        let view: crate::deputy::calls::Job = Arc::new(View::new(self.shared.supervisor()));
         let hosts = Arc::new(Hosts::new(self.shared.id(), self.nonce, handle.clone(), view)?);
         self.hosts = Some(Arc::clone(&hosts));
         Ok(hosts)

@@ -2,10 +2,10 @@
 
 use super::Message;
 use crate::deputy::Deputy;
+use crate::deputy::calls::Job;
 use crate::link::{Identity, LinkError, Pins, Security, Session, SessionOptions, Stream};
 use crate::node::client::{ClientError, Control};
 use crate::supervisor::engine::Handle;
-use crate::syscall::policy::JobView;
 use mosix_wire::control::{Fingerprint, OpenAgent, Purpose};
 use mosix_wire::ids::{JobId, NodeName, Nonce, Pid};
 use mosix_wire::link::{ToHome, ToHost};
@@ -84,7 +84,7 @@ pub struct Hosts {
     /// Processes whose bodies are away.
     pub deputies: Deputies,
     handle: Handle<Message>,
-    view: Arc<dyn JobView + Send + Sync>,
+    view: Job,
 }
 
 impl Hosts {
@@ -92,12 +92,7 @@ impl Hosts {
     ///
     /// # Errors
     /// When no keys can be made.
-    pub fn new(
-        job: JobId,
-        home: Nonce,
-        handle: Handle<Message>,
-        view: Arc<dyn JobView + Send + Sync>,
-    ) -> Result<Self, HostError> {
+    pub fn new(job: JobId, home: Nonce, handle: Handle<Message>, view: Job) -> Result<Self, HostError> {
         Ok(Self {
             job,
             home,
@@ -216,7 +211,7 @@ impl Hosts {
                         if first {
                             self.handle.message(Message::First(host.node.clone(), pid, epoch));
                         }
-                        deputy.call(call, &frame.payload, self.view.as_ref());
+                        deputy.call(call, &frame.payload, &self.view);
                     } else {
                         // A frame of an old epoch is answered "dead".
                         tracing::debug!(node = %host.node, %pid, ?epoch, "call of a body that is not the one");

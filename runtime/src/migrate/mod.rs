@@ -25,7 +25,8 @@ mod incoming;
 mod outgoing;
 mod process;
 mod signals;
-mod view;
+pub mod view;
+mod walk;
 mod wish;
 
 pub use engine::HomeEngine;

@@ -1,16 +1,21 @@
 //! What the home gate and the layout ask about the job's other processes.
 
+use super::walk::Walker;
 use crate::process::maps::{self, Mapping};
 use crate::supervisor::processes;
 use crate::supervisor::stat::Stat;
 use crate::syscall::policy::JobView;
 use mosix_wire::ids::Pid;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 
 /// The job as the gate sees it.
 #[derive(Debug)]
 pub struct View {
     supervisor: i32,
+    guarded: Vec<i32>,
     forbidden: Vec<Vec<u8>>,
+    walker: Walker,
 }
 
 impl View {
@@ -29,7 +34,29 @@ impl View {
         forbidden.extend([b"/run/docker.sock".to_vec(), b"/var/run/docker.sock".to_vec()]);
         let uid = nix::unistd::getuid();
         forbidden.push(format!("/run/user/{uid}/bus").into_bytes());
-        Self { supervisor, forbidden }
+        Self::with(supervisor, forbidden)
+    }
+
+    /// The job of this supervisor, with these forbidden paths.
+    pub fn with(supervisor: i32, mut forbidden: Vec<Vec<u8>>) -> Self {
+        // Also by their names without links: what a walk ends at has no other.
+        for path in forbidden.clone() {
+            if let Ok(true_name) = std::fs::canonicalize(OsStr::from_bytes(&path)) {
+                forbidden.push(true_name.into_os_string().into_encoded_bytes());
+            }
+        }
+        forbidden.sort_unstable();
+        forbidden.dedup();
+        let launcher = Stat::read(supervisor)
+            .map(|stat| stat.parent)
+            .ok()
+            .filter(|pid| *pid > 1);
+        Self {
+            supervisor,
+            guarded: std::iter::once(supervisor).chain(launcher).collect(),
+            walker: Walker::new(&forbidden),
+            forbidden,
+        }
     }
 }
 
@@ -57,6 +84,19 @@ impl JobView for View {
 
     fn forbidden(&self) -> &[Vec<u8>] {
         &self.forbidden
+    }
+
+    fn guarded(&self) -> &[i32] {
+        &self.guarded
+    }
+
+    fn leads(&self, thread: i32, dirfd: i32, path: &[u8]) -> Option<Vec<u8>> {
+        self.walker.walk(thread, dirfd, path)
+    }
+
+    fn open_name(&self, pid: i32, fd: i32) -> Option<Vec<u8>> {
+        let name = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
+        Some(name.into_os_string().into_encoded_bytes())
     }
 }
 

@@ -3,7 +3,8 @@
 //! [`relocate::place`](super::relocate::place) executes whatever it is told. A lying host could name a deputy's own
 //! address where a pointer belongs, or a structure that reaches beyond the buffer into another thread's slot. So before a
 //! deputy sees a call, every argument is compared with the table: pointers lie in the buffer with all the bytes that the
-//! kernel may touch, or are null or [`BAD_POINTER`]; everything else is no pointer; nested pointers alike.
+//! kernel may touch, or are null or [`BAD_POINTER`]; everything else is no pointer; nested pointers alike. Nothing that is judged as a
+//! length, a name or a path may be a place that becomes an address when the call is placed: the kernel would see another value.
 
 use super::marshal::{NFDS, bytes, fd_set_bytes, option_is_unportable, request};
 use super::table::{Arg, Row};
@@ -20,6 +21,8 @@ const UIO_MAX: u64 = 1024;
 pub struct View<'a> {
     call: &'a Call,
     payload: &'a [u8],
+    /// Offsets of the eight bytes that become addresses, ascending.
+    places: Vec<u32>,
 }
 
 /// What a pointer in a call is.
@@ -38,7 +41,33 @@ type Verdict = Result<(), &'static str>;
 impl<'a> View<'a> {
     /// Looks at `call`, whose shape [`relocate::check`](super::relocate::check) has accepted.
     pub fn new(call: &'a Call, payload: &'a [u8]) -> Self {
-        Self { call, payload }
+        let mut places: Vec<u32> = call
+            .relocs
+            .iter()
+            .filter_map(|place| match place {
+                Place::At(at) => Some(*at),
+                Place::Arg(_) => None,
+            })
+            .collect();
+        places.sort_unstable();
+        Self { call, payload, places }
+    }
+
+    /// Whether the bytes stay what they are when the call is placed.
+    pub fn stays(&self, at: u64, len: u64) -> bool {
+        let first = self.places.partition_point(|place| u64::from(*place) + 8 <= at);
+        self.places
+            .get(first)
+            .is_none_or(|place| u64::from(*place) >= at.saturating_add(len))
+    }
+
+    /// A length in a structure.
+    fn length(&self, at: u64) -> Result<u64, &'static str> {
+        if self.stays(at, 8) {
+            Ok(self.u64_at(at))
+        } else {
+            Err("length made an address")
+        }
     }
 
     fn size(&self) -> u64 {
@@ -56,7 +85,10 @@ impl<'a> View<'a> {
 
     /// What the eight bytes at offset `at` point to.
     fn nested(&self, at: u64) -> Result<Target, &'static str> {
-        let named = u32::try_from(at).is_ok_and(|at| self.call.relocs.contains(&Place::At(at)));
+        let named = u32::try_from(at).is_ok_and(|at| self.places.binary_search(&at).is_ok());
+        if !named && !self.stays(at, 8) {
+            return Err("pointer that overlaps another");
+        }
         self.target(named, self.u64_at(at))
     }
 
@@ -217,7 +249,7 @@ impl<'a> View<'a> {
         self.fits(array, Some(count * 16))?;
         for k in 0..count {
             let entry = at + k * 16;
-            let len = self.u64_at(entry + 8);
+            let len = self.length(entry + 8)?;
             // A negative length is refused by the kernel before it touches anything.
             let need = if (len as i64) < 0 { 0 } else { len };
             self.fits(self.nested(entry)?, Some(need))?;
@@ -230,9 +262,15 @@ impl<'a> View<'a> {
         self.fits(array, Some(count * stride))?;
         for k in 0..count {
             let header = at + k * stride;
-            self.fits(self.nested(header)?, Some(name_bytes(self.u32_at(header + 8))))?;
-            self.iov(self.nested(header + 16)?, self.u64_at(header + 24))?;
-            self.fits(self.nested(header + 32)?, Some(self.u64_at(header + 40)))?;
+            let (name, bytes) = (self.nested(header)?, name_bytes(self.length(header + 8)? as u32));
+            self.fits(name, Some(bytes))?;
+            if let Target::At(at) = name
+                && !self.stays(at, bytes)
+            {
+                return Err("name made an address");
+            }
+            self.iov(self.nested(header + 16)?, self.length(header + 24)?)?;
+            self.fits(self.nested(header + 32)?, Some(self.length(header + 40)?))?;
         }
         Ok(())
     }
@@ -276,6 +314,18 @@ fn name_bytes(len: u32) -> u64 {
 /// What is wrong; the call must not be executed.
 pub fn audit(row: &Row, call: &Call, payload: &[u8]) -> Result<(), &'static str> {
     let view = View::new(call, payload);
+    let structured = |arg: &Arg| {
+        matches!(
+            arg,
+            Arg::IovIn(_) | Arg::IovOut(_) | Arg::MsgIn | Arg::MsgOut | Arg::MmsgIn(_) | Arg::MmsgOut(_)
+        )
+    };
+    if !view.places.is_empty() && !row.args.iter().any(structured) {
+        return Err("pointers in a call that has none");
+    }
+    if view.places.windows(2).any(|pair| pair[0] == pair[1]) {
+        return Err("pointer named twice");
+    }
     for i in 0..6u8 {
         match row.args.get(usize::from(i)) {
             Some(&arg) => view.argument(i, arg)?,

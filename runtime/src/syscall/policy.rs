@@ -4,15 +4,16 @@
 //! the frame, before the deputy sees it; the deputy executes exactly what was judged. A denied call is no error of the
 //! program: a truthful body that needs it comes home and does it there (`Denied::reason` says why).
 //!
-//! Open: paths are judged by their letters. A symbolic link that the program made earlier, or a folder renamed between
-//! judgement and execution, can still lead to a forbidden file; only resolving each path beneath allowed roots closes
-//! that. Descriptors opened at home before the move keep their power.
+//! What paths may reach is judged in [`names`]. Descriptors opened at home before the move keep their power.
+
+mod names;
 
 use super::audit::{Target, View, audit};
 use super::relocate;
 use super::table::{self, Arg};
 use mosix_wire::call::Call;
 use mosix_wire::ids::Pid;
+pub use names::opened;
 
 /// What the gate knows about the job.
 pub trait JobView {
@@ -26,8 +27,19 @@ pub trait JobView {
     /// Absolute, normalised, without a slash at the end.
     fn forbidden(&self) -> &[Vec<u8>];
 
-    /// The folder that `dirfd` (or AT_FDCWD) of `caller` names, when known; relative paths are judged against it.
-    fn folder(&self, _caller: Pid, _dirfd: i32) -> Option<Vec<u8>> {
+    /// Processes of mosix itself: their folders in /proc lead to what no deputy may have.
+    fn guarded(&self) -> &[i32] {
+        &[]
+    }
+
+    /// Where `path` leads when the kernel walks it as thread `thread` of the job would, from `dirfd` or AT_FDCWD when it is relative:
+    /// absolute, without links. What does not exist yet counts as lying where it would be made. `None` when nobody can tell.
+    fn leads(&self, _thread: i32, _dirfd: i32, _path: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// What descriptor `fd` of process `pid` is open on, as /proc shows it.
+    fn open_name(&self, _pid: i32, _fd: i32) -> Option<Vec<u8>> {
         None
     }
 }
@@ -77,16 +89,21 @@ pub fn permit(call: &Call, payload: &[u8], job: &dyn JobView) -> Result<(), Deni
                 Some(Arg::Fd) => call.args[index - 1] as i32,
                 _ => libc::AT_FDCWD,
             };
-            judge_path(path, dirfd, call.pid, job).map_err(|why| denied(libc::EACCES, why))?;
+            let text = index == 0 && matches!(i64::from(call.nr), libc::SYS_symlink | libc::SYS_symlinkat);
+            let judged = if text {
+                names::link_text(path, job)
+            } else {
+                names::path(path, dirfd, call, job)
+            };
+            judged.map_err(|why| denied(libc::EACCES, why))?;
         }
     }
     for (at, len) in view.message_names(row) {
         let mut name = vec![0; len.min(128) as usize];
         view.bytes_at(at, &mut name);
         // bind(2) makes a socket; reaching an existing one is what matters.
-        if i64::from(call.nr) != libc::SYS_bind {
-            judge_socket(&name, call.pid, job).map_err(|why| denied(libc::EACCES, why))?;
-        }
+        let reach = i64::from(call.nr) != libc::SYS_bind;
+        names::socket(&name, reach, call, job).map_err(|why| denied(libc::EACCES, why))?;
     }
     Ok(())
 }
@@ -144,153 +161,6 @@ fn targets(call: &Call, view: &View<'_>, job: &dyn JobView) -> Result<(), &'stat
             within(pid == 0 || killable(pid))
         }
         _ => Ok(()),
-    }
-}
-
-/// Removes empty parts, `.` and, by the letters, `..`.
-fn normal(path: &[u8]) -> Vec<&[u8]> {
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in path.split(|&b| b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    parts
-}
-
-fn judge_path(path: &[u8], dirfd: i32, caller: Pid, job: &dyn JobView) -> Result<(), &'static str> {
-    let mut full;
-    let path = if path.starts_with(b"/") {
-        path
-    } else {
-        let Some(folder) = job.folder(caller, dirfd) else {
-            // Nothing is known about where it starts: only a path that climbs can leave what the program opened itself.
-            return Ok(());
-        };
-        full = folder;
-        full.push(b'/');
-        full.extend_from_slice(path);
-        &full
-    };
-    let parts = normal(path);
-    judge_proc(path, &parts)?;
-    if forbidden(&parts, job) {
-        return Err("mosix's own files or an agent's socket");
-    }
-    Ok(())
-}
-
-/// /proc has links that lead anywhere without looking like it; only their plain use is permitted.
-fn judge_proc(path: &[u8], parts: &[&[u8]]) -> Result<(), &'static str> {
-    let Some(first) = path.split(|&b| b == b'/').find(|part| !matches!(*part, b"" | b".")) else {
-        return Ok(());
-    };
-    if first == b"proc" && path.split(|&b| b == b'/').any(|part| part == b"..") {
-        // Behind one of the links `..` is not what its letters say.
-        return Err("path through /proc that climbs");
-    }
-    let [b"proc", _, rest @ ..] = parts else { return Ok(()) };
-    let rest = match rest {
-        [b"task", _, rest @ ..] => rest,
-        rest => rest,
-    };
-    match rest {
-        [b"mem", ..] => Err("memory of a process through /proc"),
-        // The links themselves may be read and opened; what lies behind them has a name of its own.
-        [b"root" | b"cwd", _, ..] | [b"fd", _, _, ..] | [b"map_files", _, ..] => Err("path through a link of /proc"),
-        _ => Ok(()),
-    }
-}
-
-fn forbidden(parts: &[&[u8]], job: &dyn JobView) -> bool {
-    job.forbidden().iter().any(|prefix| {
-        let prefix = normal(prefix);
-        !prefix.is_empty() && parts.starts_with(&prefix)
-    })
-}
-
-/// Sockets of services that act for the user: key agents, session and system bus, container engines, service managers.
-fn is_service_socket(parts: &[&[u8]]) -> bool {
-    let parts = match parts {
-        [b"var", b"run", rest @ ..] => rest,
-        [b"run", rest @ ..] => rest,
-        [b"tmp", folder, name, ..] => {
-            return folder.starts_with(b"ssh-") && name.starts_with(b"agent.") || folder.starts_with(b"dbus-");
-        }
-        [b"tmp", name] => return name.starts_with(b"dbus-"),
-        _ => return parts.contains(&b".gnupg".as_slice()) || parts.contains(&b".ssh".as_slice()),
-    };
-    match parts {
-        [b"user", _uid, rest @ ..] => matches!(
-            rest,
-            [
-                b"bus"
-                    | b"docker.sock"
-                    | b"docker"
-                    | b"podman"
-                    | b"keyring"
-                    | b"gnupg"
-                    | b"systemd"
-                    | b"gcr"
-                    | b"containerd"
-                    | b"ssh-agent.socket"
-                    | b"openssh_agent",
-                ..
-            ]
-        ),
-        // What the C library and loggers talk to; everything else of the manager's can start programs.
-        [b"systemd", b"journal" | b"notify" | b"resolve" | b"userdb", ..] => false,
-        [name, ..] => matches!(
-            *name,
-            b"docker.sock"
-                | b"docker"
-                | b"containerd"
-                | b"podman"
-                | b"crio"
-                | b"dbus"
-                | b"systemd"
-                | b"snapd.socket"
-                | b"libvirt"
-        ),
-        [] => false,
-    }
-}
-
-fn judge_socket(name: &[u8], caller: Pid, job: &dyn JobView) -> Result<(), &'static str> {
-    let [a, b, path @ ..] = name else { return Ok(()) };
-    if i32::from(u16::from_le_bytes([*a, *b])) != libc::AF_UNIX {
-        return Ok(());
-    }
-    if let [0, name @ ..] = path {
-        // Abstract names have no permissions: session buses and container shims use them.
-        let known = [
-            b"dbus".as_slice(),
-            b"docker",
-            b"containerd",
-            b"mosix",
-            b"/run/",
-            b"/tmp/ssh-",
-        ];
-        let hit = known
-            .iter()
-            .any(|word| name.windows(word.len()).any(|part| part == *word));
-        return if hit {
-            Err("socket of a service that acts for the user")
-        } else {
-            Ok(())
-        };
-    }
-    let end = path.iter().position(|&b| b == 0).unwrap_or(path.len());
-    let path = &path[..end];
-    judge_path(path, libc::AT_FDCWD, caller, job)?;
-    if is_service_socket(&normal(path)) {
-        Err("socket of a service that acts for the user")
-    } else {
-        Ok(())
     }
 }
 

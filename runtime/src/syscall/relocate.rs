@@ -61,6 +61,8 @@ pub fn check(call: &Call, payload: &[u8]) -> Result<(), Malformed> {
             Place::At(at) if u64::from(at) + 8 > payload.len() as u64 => {
                 return Err(bad("pointer place outside the payload"));
             }
+            // Pointers of structures are aligned; then two places cannot overlap.
+            Place::At(at) if !at.is_multiple_of(8) => return Err(bad("pointer place that is not aligned")),
             Place::At(_) => {}
         }
     }

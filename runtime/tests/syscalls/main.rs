@@ -6,6 +6,7 @@
 mod deputy;
 mod differential;
 mod files;
+mod liar;
 mod process;
 mod sockets;
 

@@ -22,12 +22,33 @@ impl JobView for Job {
         &self.forbidden
     }
 
-    fn folder(&self, _caller: Pid, dirfd: i32) -> Option<Vec<u8>> {
-        match dirfd {
-            libc::AT_FDCWD => Some(b"/home/u".to_vec()),
-            7 => Some(b"/proc/1".to_vec()),
-            _ => None,
-        }
+    fn guarded(&self) -> &[i32] {
+        &[4711]
+    }
+
+    // No links here: the letters decide.
+    fn leads(&self, _thread: i32, dirfd: i32, path: &[u8]) -> Option<Vec<u8>> {
+        let folder = match (path.starts_with(b"/"), dirfd) {
+            (true, _) => b"/".to_vec(),
+            (_, libc::AT_FDCWD) => b"/home/u/".to_vec(),
+            (_, 7) => b"/home/u/.local/state/mosix/keys/".to_vec(),
+            _ => return None,
+        };
+        Some([folder.as_slice(), path].concat())
+    }
+
+    fn open_name(&self, _pid: i32, fd: i32) -> Option<Vec<u8>> {
+        let name = match fd {
+            3 => "/etc/passwd",
+            4 => "/proc/100/mem",
+            5 => "/memfd:mosix-window (deleted)",
+            6 => "/run/mosix/jobs/1.sock",
+            7 => "/proc/4711/environ",
+            8 => "/proc/4711/stat",
+            9 => "socket:[12]",
+            _ => return None,
+        };
+        Some(name.into())
     }
 }
 
@@ -193,6 +214,11 @@ fn forbidden_files_are_refused_in_every_spelling() {
         "/proc/self/cwd/../.local/state/mosix/x",
         "/proc/self/fd/7/mem",
         "/proc/100/map_files/1000-2000",
+        "/proc/4711/fd/3",
+        "/proc/4711",
+        "4711/fd/3",
+        "x/4711/task/4711/fd/3",
+        "/tmp/mem",
         "/run/mosix/jobs/1.sock",
         "/run/mosix",
         "/run/../run/mosix/x",
@@ -213,18 +239,49 @@ fn forbidden_files_are_refused_in_every_spelling() {
         "/run/mosixd-other",
         "notes.txt",
         "",
-        "/tmp/mem",
+        "/srv/mosix/x",
+        "/proc/4711/stat",
+        "/proc/100/fd/3",
     ] {
         assert_eq!(open(path), Ok(()), "{path}");
     }
-    // Relative to a descriptor that is open on /proc/1.
+    // Relative to a descriptor that is open on the keys; `mem` wherever it is, since a descriptor's folder can change.
     let at = |fd: u64, path: &[u8]| judge(libc::SYS_openat, [fd, 0, 0, 0, 0, 0], Some(1), path);
-    assert!(at(7, b"mem\0").is_err());
-    assert!(at(8, b"mem\0").is_ok(), "nothing is known about it: its own folder");
+    assert!(at(7, b"../../mosix/keys/node.key\0").is_err());
+    assert!(at(8, b"mosix/x\0").is_err(), "nobody knows where that is");
+    assert!(at(8, b"notes/x\0").is_ok(), "no forbidden name in it");
+    assert!(at(8, b"mem\0").is_err());
+    // Links are judged by their text, since whoever follows them is not.
+    for text in [
+        "../state/mosix",
+        "/proc/self/mem",
+        "mosix",
+        "/run/user/1000/bus",
+        "/proc/4711",
+    ] {
+        let made = judge(
+            libc::SYS_symlink,
+            [0, 0, 0, 0, 0, 0],
+            Some(0),
+            format!("{text}\0").as_bytes(),
+        );
+        assert!(made.is_err(), "{text}");
+    }
+    assert_eq!(judge(libc::SYS_symlink, [0; 6], Some(0), b"../lib/x.so\0"), Ok(()));
     // Not only open: every call with a path.
     assert!(judge(libc::SYS_unlink, [0; 6], Some(0), b"/run/mosix/x\0").is_err());
     assert!(judge(libc::SYS_truncate, [0; 6], Some(0), b"/proc/1/mem\0").is_err());
     assert!(judge(libc::SYS_symlink, [0; 6], Some(0), b"/proc/self/mem\0").is_err());
+}
+
+#[test]
+fn what_was_opened_is_judged_by_its_true_name() {
+    for fd in [3, 8, 9, 10] {
+        assert_eq!(opened(100, fd, &job()), Ok(()), "{fd}");
+    }
+    for fd in 4..=7 {
+        assert!(opened(100, fd, &job()).is_err(), "{fd}");
+    }
 }
 
 #[test]

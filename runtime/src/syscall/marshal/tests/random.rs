@@ -203,8 +203,8 @@ impl JobView for OneProcess {
         &[]
     }
 
-    fn folder(&self, _: Pid, _: i32) -> Option<Vec<u8>> {
-        Some(b"/tmp".to_vec())
+    fn leads(&self, _: i32, _: i32, path: &[u8]) -> Option<Vec<u8>> {
+        Some([b"/tmp/", path].concat())
     }
 }
 
