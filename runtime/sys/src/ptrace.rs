@@ -290,10 +290,10 @@ pub fn wait(tid: Option<i32>, block: bool) -> io::Result<Option<(i32, Event)>> {
 /// # Errors
 /// `ECHILD` when it is no child or tracee of this thread (any more).
 pub fn stop_or_end(tid: i32) -> io::Result<Option<Event>> {
-    match look(tid, libc::WSTOPPED) {
-        Ok(Some(stop)) => Ok(Some(stop)),
-        // A dead tracee has no stops: the kernel says so by ECHILD.
-        Ok(None) | Err(_) => look(tid, libc::WEXITED | libc::WNOWAIT),
+    // Stops of tracees are reported whatever is asked for, so what is seen without being taken may be one: it is taken then.
+    match look(tid, libc::WEXITED | libc::WNOWAIT)? {
+        end @ (Some(Event::Exited(_) | Event::Killed(..)) | None) => Ok(end),
+        Some(_) => look(tid, libc::WSTOPPED),
     }
 }
 
