@@ -88,7 +88,7 @@ macro_rules! guests {
 
 guests! {
     accept_server big_io blocked_pipe_read blocked_pipe_write brk_growth counter dirty_pages eintr epoll_wait exec_away
-    fds_kept fork_away fpu_registers futex_timeout hazard_loop identity interval_timer lock_wait maps_change poll_wait semop
+    fds_kept fork_away fpu_registers futex_timeout hazard_loop identity interval_timer lock_wait maps_change mmap_file poll_wait semop
     sigaltstack signals_queued sigtimedwait sleep_exact stack_growth thread_exit threads_futex vdso_time wait_child
 }
 

@@ -3,7 +3,7 @@
 use mosix_tests::cluster::text;
 use mosix_tests::{Lab, executable, require};
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -208,4 +208,47 @@ fn nothing_is_left_after_many_runs() {
     let sockets = fs::read_dir(&jobs).map(|all| all.count()).unwrap_or(0);
     assert_eq!(sockets, 0, "sockets are left in {}", jobs.display());
     lab.down();
+}
+
+/// `--on NODE`: born there, with all its libraries mapped there, and it stays; an unknown node is no reason not to run.
+#[test]
+fn a_program_starts_on_the_node_that_is_named() {
+    require!(require::program("/usr/bin/python3"));
+    let node = Lab::shared().node(1);
+    let script = "import json, decimal; print(decimal.Decimal(2) ** 10, flush=True); input(); print(json.dumps([1]))";
+    let mut child = node
+        .command([
+            "mosix",
+            "run",
+            "--on",
+            "n2",
+            "--job",
+            "named",
+            "/usr/bin/python3",
+            "-c",
+            script,
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "1024");
+    let ps = node.ps();
+    let process = &ps["processes"].as_array().unwrap().iter().find(|p| p["job"] == "named");
+    assert_eq!(
+        process.map(|p| (&p["where"], &p["moves"])),
+        Some((&"n2".into(), &1.into())),
+        "{ps}"
+    );
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    assert_eq!(lines.next().unwrap().unwrap(), "[1]");
+    assert!(child.wait().unwrap().success());
+
+    let output = node.mosix(&["run", "--on", "n99", "sleep", "0.5"]);
+    let said = text(&output);
+    assert!(
+        output.status.success() && said.contains("n99") && said.contains("runs at home"),
+        "{said}"
+    );
 }

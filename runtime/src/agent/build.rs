@@ -88,8 +88,6 @@ pub struct Built {
     pub image: Box<ProcessImage>,
     /// The process.
     pub body: Body,
-    /// Inodes on this node of the image's files, in their order.
-    pub inodes: Vec<u64>,
     /// The body's monotonic and boot time less this node's, in nanoseconds.
     pub ahead: (i64, i64),
     /// Where home's vDSO lies, and what of it may be stopped in.
@@ -109,11 +107,9 @@ pub fn begin(
     cpu::settle(&mut image)?;
     let files = lock(&shared.files);
     let mut open: Vec<BorrowedFd<'_>> = Vec::with_capacity(image.files.len());
-    let mut inodes = Vec::with_capacity(image.files.len());
     for file in &image.files {
-        let (fd, inode) = files.get(file).ok_or_else(|| ArrivalError::File(file.path.clone()))?;
+        let (fd, _) = files.get(file).ok_or_else(|| ArrivalError::File(file.path.clone()))?;
         open.push(fd);
-        inodes.push(inode);
     }
     let now = nest::now().map_err(os("reading the clocks"))?;
     let clocks = shared.home_clocks(&image.clocks, &now);
@@ -141,7 +137,6 @@ pub fn begin(
     let mut built = Built {
         image,
         body,
-        inodes,
         ahead,
         vdso: None,
     };
@@ -262,7 +257,7 @@ impl Built {
             | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER
             | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
         let inside = self.body.install(&bytes, flags)?;
-        let fd = fetch(self.body.pid, inside as i32).map_err(os("taking the listener"))?;
+        let fd = crate::process::descriptor::fetch(self.body.pid, inside as i32).map_err(os("taking the listener"))?;
         nest.init
             .hold(fd.as_fd())
             .map_err(os("giving process 1 the listener"))?;
@@ -303,12 +298,4 @@ impl Built {
         let _ = kill(self.body.pid, libc::SIGKILL);
         birth::end_threads(self.body.pid, &self.body.tids);
     }
-}
-
-/// Duplicates a descriptor of a process of ours.
-fn fetch(host: i32, fd: i32) -> io::Result<OwnedFd> {
-    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-    let pid = Pid::from_raw(host).ok_or(io::ErrorKind::NotFound)?;
-    let process = pidfd_open(pid, PidfdFlags::empty())?;
-    Ok(pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)
 }

@@ -315,6 +315,16 @@ impl Calls {
         thread.waiting.take_if(|waiting| waiting.id == id).is_some()
     }
 
+    /// The thread, by its number at home, that waits in mmap for home's word about a file: its number here, the notification, the
+    /// descriptor.
+    pub fn mapping(&self, tid: Tid) -> Option<(i32, u64, i32)> {
+        let state = self.lock();
+        let (&host, thread) = state.threads.iter().find(|(_, thread)| thread.tid == tid)?;
+        let waiting = thread.waiting.as_ref()?;
+        let waits = waiting.sent.is_none() && i64::from(waiting.made.nr) == libc::SYS_mmap;
+        waits.then_some((host, waiting.id, waiting.made.args[4] as i32))
+    }
+
     /// A reply came from home.
     pub fn replied(&self, reply: &Reply, payload: &[u8]) -> Replied {
         let mut state = self.lock();

@@ -9,11 +9,11 @@
 use super::build::Built;
 use super::calls::Over;
 use super::guest::Guest;
-use super::layout;
 use super::nest;
 use super::process::Process;
 use super::shared::{Command, Shared, lock};
 use super::usage;
+use super::{layout, mapping};
 use crate::link::{LinkError, Sender, Stream};
 use crate::node::Control;
 use crate::process::capture::{self, CaptureError};
@@ -127,6 +127,9 @@ pub fn begin(
     stream: &mut Option<Box<Sender>>,
     to_home: bool,
 ) -> Result<(), DepartError> {
+    let file_of = |inode| mapping::file_of(shared, inode);
+    let offered = std::mem::take(&mut process.offered);
+    let offered = (!to_home).then_some(offered.as_slice());
     let Some(pid) = process.built.as_ref().map(|built| built.body.pid) else {
         return Err(DepartError::Freeze(io::ErrorKind::NotFound.into()));
     };
@@ -155,7 +158,8 @@ pub fn begin(
         seqs.push((leaving.seq, leaving.in_flight));
     }
     calls.calls.set_capturing(true);
-    let captured = out_of_vdso(built, &mut frozen).and_then(|()| image_of(built, &frozen, &seqs, attempt, &flags));
+    let captured = out_of_vdso(built, &mut frozen)
+        .and_then(|()| image_of(built, &frozen, &seqs, attempt, &flags, (&file_of, offered)));
     calls.calls.set_capturing(false);
     // Whatever the body said before is in the session when this lock is free.
     drop(lock(&calls.sending));
@@ -224,11 +228,12 @@ fn image_of(
     seqs: &[(u64, bool)],
     attempt: Epoch,
     flags: &std::collections::HashMap<u64, Vec<[u8; 2]>>,
+    (file_of, offered): (layout::FileOf<'_>, Option<&[FileRef]>),
 ) -> Result<(ProcessImage, Vec<Run>), DepartError> {
     let pid = built.body.pid;
     let mut present = maps::read(pid).map_err(os("maps"))?;
     maps::attach(&mut present, flags);
-    let (vmas, pages) = layout::of_body(built, &present)?;
+    let (vmas, pages, files) = layout::of_body(built, &present, file_of, offered)?;
     let numbers = built.numbers();
     let number = |tid: i32| numbers.get(&tid).copied().unwrap_or(tid);
     let old = &built.image;
@@ -280,7 +285,7 @@ fn image_of(
         exe: old.exe.clone(),
         threads: captured.threads,
         vmas,
-        files: old.files.clone(),
+        files,
         mm: capture::mm(pid, captured.brk)?,
         actions: captured.actions,
         pending: captured.pending,

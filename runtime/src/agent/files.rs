@@ -121,6 +121,36 @@ impl Files {
         Ok(())
     }
 
+    /// Another descriptor of the complete file.
+    pub fn copy(&self, file: &FileRef) -> Option<OwnedFd> {
+        self.get(file).and_then(|(fd, _)| fd.try_clone_to_owned().ok())
+    }
+
+    /// Takes over a complete file of another store. False when this one has it, or is receiving it.
+    pub fn adopt(&mut self, from: &mut Self, file: &FileRef) -> bool {
+        if self.known.contains_key(file)
+            || self.known.len() >= COUNT
+            || !from.known.get(file).is_some_and(|f| f.complete)
+        {
+            return false;
+        }
+        if let Some(found) = from.known.remove(file) {
+            from.bytes -= file.size;
+            self.bytes = self.bytes.saturating_add(file.size);
+            self.known.insert(file.clone(), found);
+        }
+        true
+    }
+
+    /// The complete file that has this inode on this node.
+    pub fn by_inode(&self, inode: u64) -> Option<&FileRef> {
+        let known = self
+            .known
+            .iter()
+            .find(|(_, known)| known.complete && known.inode == inode);
+        known.map(|(file, _)| file)
+    }
+
     /// The complete file, and its inode on this node.
     pub fn get(&self, file: &FileRef) -> Option<(BorrowedFd<'_>, u64)> {
         let known = self.known.get(file).filter(|known| known.complete)?;

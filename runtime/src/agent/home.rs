@@ -1,9 +1,8 @@
 //! The thread that listens to home: replies go straight on to the bodies, orders to the tracer.
 
-use super::serve;
-use super::shared::{Command, Shared, lock};
+use super::shared::{Command, Shared};
+use super::{mapping, serve};
 use crate::link::Frame;
-use mosix_wire::frame::encode_body;
 use mosix_wire::link::{ToHome, ToHost};
 use std::sync::Arc;
 
@@ -38,13 +37,10 @@ fn take(shared: &Arc<Shared>, message: ToHost, payload: &[u8]) -> Result<(), Str
                 shared.observe(clocks, &now);
             }
             let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-            answer(
-                shared,
-                &ToHome::Welcome {
-                    agent: shared.life,
-                    kernel,
-                },
-            );
+            let agent = shared.life;
+            if !shared.tell_at_once(&ToHome::Welcome { agent, kernel }) {
+                tracing::warn!(job = %shared.config.job, "an answer to home was not sent");
+            }
             shared.command(Command::Home(message));
         }
         ToHost::Clocks(ref clocks) => {
@@ -52,15 +48,9 @@ fn take(shared: &Arc<Shared>, message: ToHost, payload: &[u8]) -> Result<(), Str
                 shared.observe(clocks, &now);
             }
         }
-        ToHost::Files(files) => {
-            let lacks = lock(&shared.files).lacks(&files).map_err(|error| error.to_string())?;
-            answer(shared, &ToHome::Lacks(lacks));
-        }
-        ToHost::FileBytes { file, offset, last } => {
-            lock(&shared.files)
-                .take(&file, offset, payload, last)
-                .map_err(|error| error.to_string())?;
-        }
+        ToHost::MapFile { pid, tid, answer } => mapping::answered(shared, (pid, tid), answer),
+        ToHost::FileBytes { file, offset, last } => mapping::bytes(shared, &file, offset, payload, last)?,
+        ToHost::NoFile(file) => mapping::lost(shared, &file),
         ToHost::Expect {
             ref from, fingerprint, ..
         } => {
@@ -70,12 +60,4 @@ fn take(shared: &Arc<Shared>, message: ToHost, payload: &[u8]) -> Result<(), Str
         message => shared.command(Command::Home(message)),
     }
     Ok(())
-}
-
-/// Says something from the receiving thread, which must not wait for room: acknowledgements arrive on it.
-fn answer(shared: &Shared, message: &ToHome) {
-    let sent = encode_body(message).map(|body| shared.session.try_send(&body, &[]));
-    if !matches!(sent, Ok(Ok(()))) {
-        tracing::warn!(job = %shared.config.job, "an answer to home was not sent");
-    }
 }

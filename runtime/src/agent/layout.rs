@@ -7,7 +7,8 @@ use super::build::Built;
 use crate::process::layout::{Pages, carried_flags};
 use crate::process::maps::Mapping;
 use mosix_loader::script::abi::{WINDOW, WINDOW_END};
-use mosix_wire::image::{Backing, Vma};
+use mosix_wire::image::{Backing, FileRef, Vma};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Memory of a body that no rule knows: the body stays.
@@ -15,11 +16,34 @@ use std::ops::Range;
 #[error("memory at {0:#x} ({1}) that this host cannot describe")]
 pub struct Strange(u64, String);
 
-/// Mappings that travel, with the pages to be sent of each.
+/// Finds the file that has an inode on this node.
+pub type FileOf<'a> = &'a dyn Fn(u64) -> Option<FileRef>;
+
+/// Files that are mapped.
+pub fn files(present: &[Mapping], file_of: FileOf<'_>) -> Vec<FileRef> {
+    let mut inodes: Vec<u64> = present
+        .iter()
+        .map(|mapping| mapping.inode)
+        .filter(|inode| *inode != 0)
+        .collect();
+    inodes.sort_unstable();
+    inodes.dedup();
+    inodes.into_iter().filter_map(file_of).collect()
+}
+
+/// Mappings that travel, with the pages to be sent of each, and the files behind them. When a list of files is `offered`, the
+/// destination has these, and the bytes of others travel as memory.
 ///
 /// # Errors
 /// A mapping that is none of the body's own kinds.
-pub fn of_body(built: &Built, present: &[Mapping]) -> Result<(Vec<Vma>, Vec<Pages>), Strange> {
+pub fn of_body(
+    built: &Built,
+    present: &[Mapping],
+    file_of: FileOf<'_>,
+    offered: Option<&[FileRef]>,
+) -> Result<(Vec<Vma>, Vec<Pages>, Vec<FileRef>), Strange> {
+    let mut files: Vec<FileRef> = Vec::new();
+    let mut numbers: HashMap<u64, Option<u32>> = HashMap::new();
     let arrived = &built.image.vmas;
     let fixed: Vec<(Range<u64>, Backing)> = arrived
         .iter()
@@ -31,22 +55,31 @@ pub fn of_body(built: &Built, present: &[Mapping]) -> Result<(Vec<Vma>, Vec<Page
         if (mapping.start >= WINDOW && mapping.end <= WINDOW_END) || mapping.special() {
             continue;
         }
-        let file = match mapping.inode {
-            0 => None,
-            inode => match built.inodes.iter().position(|known| *known == inode) {
-                Some(index) if !mapping.shared => Some(index as u32),
-                _ => return Err(Strange(mapping.start, mapping.name.clone())),
-            },
-        };
+        let strange = || Strange(mapping.start, mapping.name.clone());
         if mapping.shared {
-            return Err(Strange(mapping.start, mapping.name.clone()));
+            return Err(strange());
         }
+        // `Some(None)`: a file that the destination does not have.
+        let file = match (mapping.inode, numbers.get(&mapping.inode)) {
+            (0, _) => None,
+            (_, Some(known)) => Some(*known),
+            (inode, None) => {
+                let file = file_of(inode).ok_or_else(strange)?;
+                let number = offered.is_none_or(|offered| offered.contains(&file)).then(|| {
+                    files.push(file);
+                    files.len() as u32 - 1
+                });
+                numbers.insert(inode, number);
+                Some(number)
+            }
+        };
         for piece in cut(mapping.start..mapping.end, &fixed) {
             let special = fixed
                 .iter()
                 .find(|(range, _)| range.start <= piece.start && piece.end <= range.end);
             let (backing, which) = match (file, special) {
-                (Some(file), _) => {
+                (Some(None), _) => (Backing::Anonymous, Pages::All),
+                (Some(Some(file)), _) => {
                     let offset = mapping.offset + (piece.start - mapping.start);
                     (Backing::File { file, offset }, Pages::Changed)
                 }
@@ -65,7 +98,7 @@ pub fn of_body(built: &Built, present: &[Mapping]) -> Result<(Vec<Vma>, Vec<Page
             pages.push(which);
         }
     }
-    Ok((vmas, pages))
+    Ok((vmas, pages, files))
 }
 
 /// Cuts a range at the borders of the fixed ones.

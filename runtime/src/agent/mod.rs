@@ -12,6 +12,7 @@ pub mod files;
 pub mod guest;
 pub mod home;
 pub mod layout;
+pub mod mapping;
 pub mod nest;
 pub mod process;
 pub mod run;

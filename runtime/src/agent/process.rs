@@ -12,7 +12,7 @@ use mosix_sys::notif::Answer;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event};
 use mosix_wire::ids::{NodeName, Pid};
-use mosix_wire::image::ProcessImage;
+use mosix_wire::image::{FileRef, ProcessImage};
 use mosix_wire::link::{Destination, Exit};
 use std::io;
 use std::sync::Arc;
@@ -46,6 +46,8 @@ pub struct Process {
     pub departure: Option<Departure>,
     /// Where home wants it.
     pub destination: Option<Destination>,
+    /// Files that the destination was offered before the freeze.
+    pub offered: Vec<FileRef>,
     /// Signals on their way to it.
     pub signals: Signals,
     /// Bytes of memory that its image brought.
@@ -73,6 +75,7 @@ impl Process {
             held: false,
             departure: None,
             destination: None,
+            offered: Vec::new(),
             signals: Signals::default(),
             bytes: 0,
             how: Exit::Signal {

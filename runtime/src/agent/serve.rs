@@ -5,6 +5,7 @@
 
 use super::calls::{Calls, Going, Over, Replied, Step};
 use super::guest::Guest;
+use super::mapping;
 use super::shared::{BodyCalls, Command, Shared, lock};
 use crate::process::restart::ERESTARTNOINTR;
 use crate::syscall::decide::{Decision, decide};
@@ -90,6 +91,7 @@ impl Server<'_> {
             Decision::Answer(result) => self.answer(Answer::Result(result)),
             Decision::Home | Decision::Both => self.forward(row, tid, seq),
             Decision::Special => self.special(tid),
+            Decision::MapFile => mapping::ask(self.shared, self.body, tid, &self.n),
             Decision::Return(why) => self.come_home(why),
         }
     }

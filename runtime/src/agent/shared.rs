@@ -9,6 +9,7 @@
 
 use super::calls::Calls;
 use super::files::Files;
+use super::mapping::Fetches;
 use crate::link::session::SendError;
 use crate::link::{Identity, Pins, Security, Session};
 use mosix_sys::notif::Listener;
@@ -129,6 +130,8 @@ pub struct Shared {
     pub bodies: RwLock<HashMap<Pid, Arc<BodyCalls>>>,
     /// Files of home.
     pub files: Mutex<Files>,
+    /// Files that bodies map while they are here.
+    pub fetches: Mutex<Fetches>,
     expected: Mutex<HashMap<NodeName, Fingerprint>>,
     announced: Condvar,
     /// Home's monotonic and boot time less this node's, at least: what the quickest message showed.
@@ -186,6 +189,7 @@ impl Shared {
             session,
             bodies: RwLock::default(),
             files: Mutex::default(),
+            fetches: Mutex::default(),
             expected: Mutex::default(),
             announced: Condvar::new(),
             ahead: Mutex::default(),
@@ -238,6 +242,13 @@ impl Shared {
         if let Err(error) = self.try_tell(message, payload) {
             tracing::warn!(job = %self.config.job, %error, "a message to home was not sent");
         }
+    }
+
+    /// Says something from the receiving thread, which must not wait for room, because acknowledgements arrive on it. False when it was
+    /// not sent.
+    #[must_use]
+    pub fn tell_at_once(&self, message: &ToHome) -> bool {
+        frame::encode_body(message).is_ok_and(|body| self.session.try_send(&body, &[]).is_ok())
     }
 
     /// Says something to home, or why not.

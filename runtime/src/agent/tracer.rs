@@ -12,8 +12,10 @@ use super::serve;
 use super::shared::{Command, Shared};
 use super::signals::{self, Delivery};
 use super::usage;
+use super::{layout, mapping};
 use crate::contract::commit::{Host, HostEffect, HostEvent, Order, Place, Report};
 use crate::link::session::State as LinkState;
+use crate::process::maps;
 use mosix_sys::ptrace::{self, Event};
 use mosix_sys::signalfd;
 use mosix_wire::control::reason;
@@ -337,6 +339,8 @@ impl Tracer {
             ToHost::Clocks(_)
             | ToHost::Files(_)
             | ToHost::FileBytes { .. }
+            | ToHost::MapFile { .. }
+            | ToHost::NoFile(_)
             | ToHost::Arrive(_)
             | ToHost::Pages { .. }
             | ToHost::ImageEnd { .. }
@@ -584,6 +588,7 @@ impl Tracer {
 
     /// Freezes and captures, or first connects to where the body goes.
     fn leave(&mut self, pid: Pid, attempt: Epoch) {
+        let shared = Arc::clone(&self.shared);
         let process = self.process(pid);
         if let Some(stream) = process.way.take() {
             return self.capture(pid, attempt, stream, true);
@@ -594,8 +599,14 @@ impl Tracer {
             return self.step(pid, HostEvent::FreezeFailed(attempt));
         };
         let peer = mosix_wire::control::Fingerprint(*fingerprint);
-        let (node, files) = (node.clone(), built.image.files.clone());
-        depart::dial(&self.shared, pid, attempt, node, peer, files);
+        let node = node.clone();
+        let file_of = |inode| mapping::file_of(&shared, inode);
+        let files = maps::read(built.body.pid).map_or_else(
+            |_| built.image.files.clone(),
+            |present| layout::files(&present, &file_of),
+        );
+        process.offered.clone_from(&files);
+        depart::dial(&shared, pid, attempt, node, peer, files);
     }
 
     fn capture(&mut self, pid: Pid, attempt: Epoch, stream: Box<crate::link::Sender>, to_home: bool) {

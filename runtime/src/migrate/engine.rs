@@ -8,7 +8,7 @@ use super::hosts::{Host, Hosts};
 use super::process::{Journey, Process};
 use super::view::View;
 use super::wish::Wish;
-use super::{Message, home, incoming, outgoing, signals};
+use super::{Message, home, incoming, mapped, outgoing, signals};
 use crate::contract::commit::{Cause, Epochs, Home, HomeEffect, HomeEvent, Order, Place as Where, Report};
 use crate::deputy::Deputy;
 use crate::supervisor::engine::{Command, Context, Engine, Handle, Verdict};

@@ -20,8 +20,11 @@ use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Regs};
 use mosix_wire::call::NEEDS_HOME;
 use mosix_wire::ids::{Pid, Seq, Tid};
-use mosix_wire::image::{ProcessImage, SigInfo, ThreadImage};
+use mosix_wire::image::{FileRef, ProcessImage, SigInfo, ThreadImage};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Why a body could not be taken back; it stays where it is.
@@ -30,6 +33,16 @@ pub enum ReturnError {
     /// The image names threads that the deputy does not have, or the other way round.
     #[error("process {0}: the image's threads are not the deputy's")]
     Threads(i32),
+    /// A file that the body has mapped cannot be read.
+    #[error("process {pid}: {path}: {error}")]
+    File {
+        /// The process.
+        pid: i32,
+        /// The file.
+        path: String,
+        /// Why.
+        error: io::Error,
+    },
     /// A script failed.
     #[error("process {pid}: {step}: {error}")]
     Script {
@@ -84,11 +97,36 @@ pub fn repair(process: &Process, image: &ProcessImage) -> Result<Ready, ReturnEr
         process.run(&repair.ops).map_err(failed("memory map"))?;
     }
     let memory = ProcMem::force(pid).map_err(os)?;
+    let mut fills = Vec::with_capacity(repair.fills.len());
+    for (start, length, file, offset) in repair.fills {
+        let source = file_at_home(process, &file).map_err(|error| ReturnError::File {
+            pid,
+            path: file.path.clone(),
+            error,
+        })?;
+        fills.push((start, length, source, offset));
+    }
     Ok(Ready {
         memory,
-        fills: repair.fills,
+        fills,
         zeros: repair.zeros,
     })
+}
+
+/// A file that left with the process, or that it mapped since. A host cannot name any other.
+fn file_at_home(process: &Process, file: &FileRef) -> io::Result<Arc<File>> {
+    if let Some(open) = process.mapped.get(file) {
+        return Ok(open);
+    }
+    let layout = &process.layout;
+    let left = layout.files.iter().zip(&layout.paths).find(|(known, _)| *known == file);
+    let (_, path) = left.ok_or_else(|| io::Error::other("the host names a file that home never gave it"))?;
+    let open = File::open(path)?;
+    let meta = open.metadata()?;
+    if (meta.dev(), meta.ino()) != (file.device, file.inode) {
+        return Err(io::Error::other("the path means another file by now"));
+    }
+    Ok(Arc::new(open))
 }
 
 /// Whether home has seen the call that the image says is open: only then the thread waits for it in the stub.
@@ -157,6 +195,7 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
     // From now on answers come to the engine, not to a host.
     deputy.close();
     process.lingering.clear();
+    process.mapped.clear();
     for thread in &image.threads {
         let tid = thread.tid.0;
         tracing::trace!(

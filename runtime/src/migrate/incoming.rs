@@ -6,8 +6,8 @@ use super::outgoing::Errand;
 use crate::supervisor::engine::Handle;
 use mosix_sys::procmem::ProcMem;
 use mosix_wire::ids::Pid;
-use mosix_wire::image::FileRef;
 use mosix_wire::link::{Destination, ToHome, ToHost};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -18,7 +18,7 @@ pub struct Ready {
     /// Where pages go.
     pub memory: ProcMem,
     /// Ranges to fill from files of home first: address, bytes, file, offset.
-    pub fills: Vec<(u64, u64, FileRef, u64)>,
+    pub fills: Vec<(u64, u64, Arc<File>, u64)>,
     /// Ranges to fill with zeros first.
     pub zeros: Vec<(u64, u64)>,
 }
@@ -110,8 +110,7 @@ fn prepare(ready: &Ready) -> Result<(), Failure> {
             at += count;
         }
     }
-    for (start, length, file, offset) in &ready.fills {
-        let source = std::fs::File::open(&file.path).map_err(|error| format!("{}: {error}", file.path))?;
+    for (start, length, source, offset) in &ready.fills {
         let mut buffer = vec![0; *length as usize];
         let mut done = 0;
         while done < buffer.len() {

@@ -16,12 +16,14 @@
 //! - [`hosts`]: sessions with agents.
 //! - [`outgoing`], [`incoming`]: worker threads that stream images.
 //! - [`home`]: taking a body back into its deputy.
+//! - [`mapped`]: files that a body maps while away.
 //! - [`signals`]: what the tracer does with a deputy's stops.
 
 pub mod engine;
 mod home;
 pub mod hosts;
 mod incoming;
+mod mapped;
 mod outgoing;
 mod process;
 mod signals;

@@ -1,6 +1,7 @@
 //! One process of the job as the engine knows it, and its departure from home.
 
 use super::incoming::Ready;
+use super::mapped::Mapped;
 use super::outgoing::{Errand, Outgoing};
 use crate::contract::commit::Home;
 use crate::deputy::{Deputy, Resume};
@@ -115,6 +116,8 @@ pub struct Process {
     pub incoming: Option<Sender<Ready>>,
     /// All pages of the returning body are here, before the host said that nothing more comes from it: epoch, bytes.
     pub landed: Option<(Epoch, u64)>,
+    /// Files that the body mapped while away.
+    pub mapped: Mapped,
     /// The returning body.
     pub returning: Option<Box<ProcessImage>>,
     /// Frozen threads of a departure that is not committed yet.
@@ -152,6 +155,7 @@ impl Process {
             outgoing: None,
             incoming: None,
             landed: None,
+            mapped: Mapped::default(),
             returning: None,
             frozen: None,
             lingering: HashMap::new(),

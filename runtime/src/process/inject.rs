@@ -171,11 +171,7 @@ impl Gadget {
     /// Fetches the process's memfd, sizes and seals it from outside.
     fn share(&self, pid: i32, fd: u64) -> Result<Window, InjectError> {
         let gone = |error: io::Error| InjectError::Gone { pid, error };
-        let leader = rustix::process::Pid::from_raw(pid).ok_or_else(|| gone(io::ErrorKind::NotFound.into()))?;
-        let process =
-            rustix::process::pidfd_open(leader, rustix::process::PidfdFlags::empty()).map_err(|e| gone(e.into()))?;
-        let flags = rustix::process::PidfdGetfdFlags::empty();
-        let memfd = rustix::process::pidfd_getfd(&process, fd as i32, flags).map_err(|error| gone(error.into()))?;
+        let memfd = super::descriptor::fetch(pid, fd as i32).map_err(gone)?;
         rustix::fs::ftruncate(&memfd, SHARED_SIZE).map_err(|error| gone(error.into()))?;
         rustix::fs::fcntl_add_seals(&memfd, rustix::fs::SealFlags::SHRINK).map_err(|error| gone(error.into()))?;
         Window::adopt(&memfd).map_err(gone)

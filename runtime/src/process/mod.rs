@@ -8,6 +8,7 @@
 //! Every step that must run *inside* the process is a script of raw system calls for the stub in its [`window`].
 
 pub mod capture;
+pub mod descriptor;
 pub mod freeze;
 pub mod inject;
 pub mod layout;

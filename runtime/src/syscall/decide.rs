@@ -16,6 +16,8 @@ pub enum Decision {
     Both,
     /// The row's own code.
     Special,
+    /// Map a file of home privately.
+    MapFile,
     /// Bring the process home; why. It runs the call there.
     Return(&'static str),
 }
@@ -48,6 +50,7 @@ fn emulated(nr: u32, args: &[u64; 6]) -> Decision {
     match emulate::memory(nr, args) {
         Memory::Continue => Decision::Native,
         Memory::Errno(errno) => Decision::Answer(-i64::from(errno)),
+        Memory::File => Decision::MapFile,
         Memory::Return(why) => Decision::Return(why),
     }
 }

@@ -9,6 +9,8 @@ pub enum Memory {
     Continue,
     /// It fails with this errno.
     Errno(i32),
+    /// It maps a file privately, which is home's.
+    File,
     /// It needs the home node; why.
     Return(&'static str),
 }
@@ -30,19 +32,22 @@ pub fn memory(nr: u32, args: &[u64; 6]) -> Memory {
     match i64::from(nr) {
         libc::SYS_mmap => {
             let anonymous = flags & libc::MAP_ANONYMOUS as u64 != 0;
-            if !anonymous {
-                return Memory::Return("maps a file");
-            }
             if flags & 0xf != libc::MAP_PRIVATE as u64 {
-                return Memory::Return("maps shared memory");
+                return Memory::Return(if anonymous {
+                    "maps shared memory"
+                } else {
+                    "maps a file shared"
+                });
             }
             if flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u64 != 0 {
                 return Memory::Return("maps locked or huge pages");
             }
             if flags & libc::MAP_FIXED as u64 != 0 && touches_window(addr, len) {
                 window
-            } else {
+            } else if anonymous {
                 Memory::Continue
+            } else {
+                Memory::File
             }
         }
         libc::SYS_munmap | libc::SYS_mprotect => {
@@ -182,10 +187,7 @@ mod tests {
             memory(9, &[WINDOW_START, 4096, 3, 0x32, 0, 0]),
             Memory::Errno(libc::EPERM)
         );
-        assert_eq!(
-            memory(9, &[WINDOW_START, 4096, 3, 0x02, 3, 0]),
-            Memory::Return("maps a file")
-        );
+        assert_eq!(memory(9, &[WINDOW_START, 4096, 3, 0x02, 3, 0]), Memory::File);
     }
 
     #[test]

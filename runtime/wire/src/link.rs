@@ -130,10 +130,32 @@ pub enum ToHost {
     },
     /// Home's clocks as this is sent; of several the quickest message tells them best.
     Clocks(Clocks),
+    /// The answer to [`ToHome::MapFile`].
+    MapFile {
+        /// The process.
+        pid: Pid,
+        /// The thread that asked.
+        tid: Tid,
+        /// What its descriptor means.
+        answer: MapAnswer,
+    },
+    /// A file that was asked for by [`ToHome::WantFile`] cannot be sent.
+    NoFile(FileRef),
     /// Asks for [`ToHome::Usage`].
     AskUsage,
     /// Home ends the session for good.
     Bye,
+}
+
+/// What a descriptor means for a private mapping.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum MapAnswer {
+    /// This file.
+    File(FileRef),
+    /// Home's kernel would refuse with this errno.
+    Errno(i32),
+    /// Something that is mapped at home only: the process comes home.
+    AtHome,
 }
 
 /// Where a frozen body goes.
@@ -233,6 +255,26 @@ pub enum ToHome {
         epoch: Epoch,
         /// The call that asks for it, for `mosix ps`.
         nr: u32,
+    },
+    /// A thread wants to map a file privately, and waits for [`ToHost::MapFile`].
+    MapFile {
+        /// The process.
+        pid: Pid,
+        /// The thread.
+        tid: Tid,
+        /// Epoch of the body.
+        epoch: Epoch,
+        /// The descriptor, in the deputy.
+        fd: i32,
+        /// Code is to be mapped.
+        exec: bool,
+    },
+    /// The host lacks the bytes of a file that [`MapAnswer::File`] named for this process; they come as [`ToHost::FileBytes`] on the session.
+    WantFile {
+        /// The process.
+        pid: Pid,
+        /// The file.
+        file: FileRef,
     },
     /// Frozen for a [`ToHost::Depart`] to home; pages follow as [`ToHome::Pages`], then [`ToHome::ImageEnd`].
     Departing(Box<ProcessImage>),

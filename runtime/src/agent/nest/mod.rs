@@ -28,7 +28,7 @@ pub enum NestError {
     /// The kernel refuses a user namespace.
     #[error(
         "cannot make a user namespace: {0}; see user.max_user_namespaces, kernel.unprivileged_userns_clone and \
-         kernel.apparmor_restrict_unprivileged_userns of this node"
+         kernel.apparmor_restrict_unprivileged_userns of this node; none can be made inside a chroot"
     )]
     User(Errno),
     /// The mapping of the job's user was refused.

@@ -78,6 +78,28 @@ impl HomeEngine {
                 }
                 return;
             }
+            ToHome::MapFile {
+                pid,
+                tid,
+                epoch,
+                fd,
+                exec,
+            } => {
+                if let (Some(process), Some(host)) = (self.processes.get_mut(&pid.0), self.connected.get(&node))
+                    && process.state.accepted() == Some((&node, epoch))
+                {
+                    let answer = process.mapped.answer(pid.0, fd, exec);
+                    host.order(&ToHost::MapFile { pid, tid, answer });
+                }
+                return;
+            }
+            ToHome::WantFile { pid, file } => {
+                if let Some(host) = self.connected.get(&node) {
+                    let source = self.processes.get(&pid.0).and_then(|process| process.mapped.get(&file));
+                    mapped::send(host, file, source);
+                }
+                return;
+            }
             ToHome::Usage {
                 pid,
                 cpu_ns,

@@ -63,7 +63,7 @@ pub(super) const ROWS: &[Row] = &[
         ],
         Otherwise::Emulate,
     )
-    .partial("private anonymous memory is native; files and shared memory come home"),
+    .partial("private memory is native, private files are mapped in place; shared memory comes home"),
     native_if(
         10,
         "mprotect",

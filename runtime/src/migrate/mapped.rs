@@ -1,0 +1,128 @@
+//! Files that a body maps while away: home says which file a descriptor means, and sends its bytes to a host that lacks them.
+//!
+//! The descriptor is the deputy's, so whatever the program opened can be mapped, whoever could open it now. Home keeps it open until the
+//! body is back: then the bytes are needed once more, and the path may mean another file.
+
+use super::hosts::Host;
+use crate::process::descriptor::fetch;
+use mosix_wire::image::FileRef;
+use mosix_wire::limits::PAGE_RUN;
+use mosix_wire::link::{MapAnswer, ToHost};
+use nix::errno::Errno;
+use rustix::fs::{OFlags, StatVfsMountFlags};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// Files of one process that are kept open for this.
+const MOST: usize = 512;
+/// Larger files are not sent for a mapping that may touch little of them: the process comes home.
+const LARGEST: u64 = 64 << 20;
+/// A file that changed this lately may change again under the same time stamp, which is a part of its identity.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// The files that a process has mapped while away.
+#[derive(Debug, Default)]
+pub struct Mapped(HashMap<FileRef, Arc<File>>);
+
+impl Mapped {
+    /// What descriptor `fd` of the process means for a private mapping; `exec` when code is to be mapped.
+    pub fn answer(&mut self, pid: i32, fd: i32, exec: bool) -> MapAnswer {
+        match self.look(pid, fd, exec) {
+            Ok(answer) => answer,
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => MapAnswer::Errno(libc::EBADF),
+            Err(error) => {
+                tracing::debug!(pid, fd, %error, "a descriptor that a body wants to map");
+                MapAnswer::AtHome
+            }
+        }
+    }
+
+    fn look(&mut self, pid: i32, fd: i32, exec: bool) -> io::Result<MapAnswer> {
+        let file = File::from(fetch(pid, fd)?);
+        let access = rustix::fs::fcntl_getfl(&file)?;
+        if access.contains(OFlags::PATH) {
+            return Ok(MapAnswer::Errno(libc::EBADF));
+        }
+        if access & OFlags::ACCMODE == OFlags::WRONLY {
+            return Ok(MapAnswer::Errno(libc::EACCES));
+        }
+        let meta = file.metadata()?;
+        let barred = || rustix::fs::fstatvfs(&file).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::NOEXEC));
+        let changing = meta
+            .modified()
+            .and_then(|time| SystemTime::now().duration_since(time).map_err(io::Error::other))
+            .is_ok_and(|age| age < SETTLED);
+        if !meta.is_file() || meta.len() > LARGEST || changing || (exec && barred()) {
+            return Ok(MapAnswer::AtHome);
+        }
+        let path = std::fs::read_link(format!("/proc/{pid}/fd/{fd}"))?;
+        let reference = FileRef {
+            device: meta.dev(),
+            inode: meta.ino(),
+            size: meta.len(),
+            mtime_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+            path: path.to_string_lossy().into_owned(),
+        };
+        if self.0.len() >= MOST && !self.0.contains_key(&reference) {
+            return Ok(MapAnswer::AtHome);
+        }
+        self.0.entry(reference.clone()).or_insert_with(|| Arc::new(file));
+        Ok(MapAnswer::File(reference))
+    }
+
+    /// The open file of an earlier answer.
+    pub fn get(&self, file: &FileRef) -> Option<Arc<File>> {
+        self.0.get(file).cloned()
+    }
+
+    /// The body is home, and its mappings are memory of its own.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Sends a file to a host over its session, from a thread of its own.
+pub fn send(host: &Arc<Host>, file: FileRef, source: Option<Arc<File>>) {
+    let Some(source) = source else {
+        return host.order(&ToHost::NoFile(file));
+    };
+    let (worker, named) = (Arc::clone(host), file.clone());
+    let started = std::thread::Builder::new().name("file".to_owned()).spawn(move || {
+        if let Err(error) = stream(&worker, &named, &source) {
+            tracing::warn!(node = %worker.node, path = named.path, %error, "a file for a mapping");
+            worker.order(&ToHost::NoFile(named));
+        }
+    });
+    if started.is_err() {
+        host.order(&ToHost::NoFile(file));
+    }
+}
+
+fn stream(host: &Host, file: &FileRef, source: &File) -> io::Result<()> {
+    let (mut offset, mut buffer) = (0, vec![0; PAGE_RUN]);
+    loop {
+        let want = usize::try_from(file.size - offset).unwrap_or(PAGE_RUN).min(PAGE_RUN);
+        let count = match source.read_at(&mut buffer[..want], offset) {
+            Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => continue,
+            count => count?,
+        };
+        let last = count == 0 || offset + count as u64 == file.size;
+        let head = ToHost::FileBytes {
+            file: file.clone(),
+            offset,
+            last,
+        };
+        let head = postcard::to_stdvec(&head).map_err(io::Error::other)?;
+        host.session
+            .send(&head, &[&buffer[..count]])
+            .map_err(io::Error::other)?;
+        offset += count as u64;
+        if last {
+            return Ok(());
+        }
+    }
+}
