@@ -18,6 +18,15 @@ pub fn cpu_ns(host: i32, thread: Option<i32>) -> Option<u64> {
     }
 }
 
+/// Whether a thread of a process runs or is ready to run.
+fn runs(host: i32) -> bool {
+    let ready = |tid: &i32| {
+        std::fs::read_to_string(format!("/proc/{host}/task/{tid}/stat"))
+            .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R')))
+    };
+    crate::process::freeze::threads(host).is_ok_and(|tids| tids.iter().any(ready))
+}
+
 /// What home is told of a body.
 pub fn of(pid: Pid, host: i32) -> Option<ToHome> {
     let status = std::fs::read_to_string(format!("/proc/{host}/status")).ok()?;
@@ -30,5 +39,6 @@ pub fn of(pid: Pid, host: i32) -> Option<ToHome> {
         cpu_ns: cpu_ns(host, None).unwrap_or(0),
         resident: field("VmRSS:").unwrap_or(0) << 10,
         threads: field("Threads:").unwrap_or(0) as u32,
+        running: runs(host),
     })
 }

@@ -31,7 +31,7 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// How long the transfer of an image may take.
 const TRANSFER: Duration = Duration::from_secs(3600);
 /// How often hosts are asked what bodies use.
-const USAGE: Duration = Duration::from_secs(2);
+const USAGE: Duration = Duration::from_secs(1);
 
 type Effect = HomeEffect<NodeName>;
 type Happening = HomeEvent<NodeName>;

@@ -82,6 +82,8 @@ pub fn list(shared: &Shared, own_filters: u32) -> io::Result<Vec<Process>> {
             _ if placement.moving => State::Moving,
             _ if placement.waiting => State::Waiting,
             'R' => State::Running,
+            // The deputy waits for its body.
+            'S' if placement.usage.running => State::Running,
             'D' => State::Blocked,
             'T' | 't' => State::Stopped,
             'Z' | 'X' => State::Zombie,

@@ -50,6 +50,8 @@ pub struct Usage {
     pub resident: u64,
     /// Threads on the present host.
     pub threads: u32,
+    /// A thread of the body was running there.
+    pub running: bool,
 }
 
 /// The job, shared by the supervisor's threads.

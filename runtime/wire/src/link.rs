@@ -340,6 +340,8 @@ pub enum ToHome {
         resident: u64,
         /// Threads.
         threads: u32,
+        /// A thread runs or is ready to run.
+        running: bool,
     },
 }
 

@@ -105,12 +105,14 @@ impl HomeEngine {
                 cpu_ns,
                 resident,
                 threads,
+                running,
             } => {
                 return cx.shared.place(pid.0, |placement| {
                     placement.usage = Usage {
                         cpu_ns,
                         resident,
                         threads,
+                        running,
                     };
                 });
             }
