@@ -225,7 +225,7 @@ impl StandIn {
             }
             Fate::Ended(status) => return Some(Next::End(status)),
             Fate::Killed => match &self.place {
-                Place::Home => "the program is lost with it, because it was just moving".to_owned(),
+                Place::Home => "the program is lost with it, because it was away or on its way".to_owned(),
                 place => format!("the program is lost with it, because it was away on {place}"),
             },
             Fate::Unknown => "the program ended together with it; how is not known".to_owned(),

@@ -30,13 +30,6 @@ fn restart_daemons(lab: &Lab, nodes: u32) {
 #[test]
 fn daemons_killed_and_restarted() {
     require!(require::program("cc"));
-    require::known_gap(
-        "moves right after a daemon's restart, and signals of threads, are not reliable yet",
-        daemons_killed_and_restarted_shown,
-    );
-}
-
-fn daemons_killed_and_restarted_shown() {
     let lab = Lab::new(3);
     let mut guests = [start(&lab, "threads_futex"), start(&lab, "identity")];
     for guest in &mut guests {
@@ -62,13 +55,6 @@ fn daemons_killed_and_restarted_shown() {
 #[test]
 fn an_agent_killed() {
     require!(require::program("cc"));
-    require::known_gap(
-        "what the user is told about a body lost with its agent is not as this test wants it",
-        an_agent_killed_shown,
-    );
-}
-
-fn an_agent_killed_shown() {
     let lab = Lab::new(3);
     let (mut lost, mut other, at_home) = (
         start(&lab, "counter"),
@@ -165,13 +151,6 @@ fn an_unreachable_destination() {
 #[test]
 fn a_link_cut_and_back() {
     require!(require::program("cc"));
-    require::known_gap(
-        "a move asked for in the first seconds after a cut can fail instead of waiting for the link",
-        a_link_cut_and_back_shown,
-    );
-}
-
-fn a_link_cut_and_back_shown() {
     let lab = Lab::new(2);
     let seconds = inputs::size(4, 20);
     for name in ["identity", "threads_futex", "blocked_pipe_read", "big_io"] {

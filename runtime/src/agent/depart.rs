@@ -15,7 +15,7 @@ use super::shared::{Command, Shared, lock};
 use super::usage;
 use super::{layout, mapping};
 use crate::link::{LinkError, Sender, Stream};
-use crate::node::Control;
+use crate::node::{ClientError, Control};
 use crate::process::capture::{self, CaptureError};
 use crate::process::freeze::Frozen;
 use crate::process::layout::{Run, runs};
@@ -35,9 +35,11 @@ use mosix_wire::link::{ToHome, ToHost};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PAGE: u64 = 4096;
+/// How long a link to the destination that is down is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A captured body whose image is on its way.
 #[derive(Debug)]
@@ -392,13 +394,28 @@ impl Job {
 pub fn dial(shared: &Arc<Shared>, pid: Pid, attempt: Epoch, node: NodeName, peer: Fingerprint, files: Vec<FileRef>) {
     let worker = Arc::clone(shared);
     let started = shared.start(format!("dial {node}"), move || {
-        let dialled = connect(&worker, &node, peer, &files).map_err(|error| format!("{node}: {error}"));
+        let deadline = Instant::now() + PATIENCE;
+        let dialled = loop {
+            match connect(&worker, &node, peer, &files) {
+                Ok(stream) => break Ok(stream),
+                // What the other node itself says does not change by trying again; a link that was cut comes back.
+                Err(error) if error.is::<Refused>() || Instant::now() > deadline => break Err(error),
+                Err(error) => tracing::debug!(%node, %error, "not connected yet"),
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        };
+        let dialled = dialled.map_err(|error| format!("{node}: {error}"));
         worker.command(Command::Ready(pid, attempt, dialled.map(Box::new)));
     });
     if let Err(error) = started {
         shared.command(Command::Ready(pid, attempt, Err(error.to_string())));
     }
 }
+
+/// The other node's own word.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refused(String);
 
 fn connect(
     shared: &Shared,
@@ -407,11 +424,20 @@ fn connect(
     files: &[FileRef],
 ) -> Result<Sender, Box<dyn std::error::Error>> {
     let control = Control::at(&shared.config.state_dir);
-    let fd = control.open_stream(node, shared.config.job, Purpose::Pages)?;
+    let fd = control.open_stream(node, shared.config.job, Purpose::Pages).map_err(
+        |error| -> Box<dyn std::error::Error> {
+            match error {
+                ClientError::NoAgent(why) => Box::new(Refused(why)),
+                other => Box::new(other),
+            }
+        },
+    )?;
     let mut stream = Stream::dial(fd, &shared.security(peer)?)?;
     stream.send(&encode_body(&ToHost::Files(files.to_vec()))?, &[])?;
-    let ToHome::Lacks(lacks) = stream.recv()?.message()? else {
-        return Err("the other agent does not say which files it lacks".into());
+    let lacks = match stream.recv()?.message()? {
+        ToHome::Lacks(lacks) => lacks,
+        ToHome::Refused { reason, .. } => return Err(Box::new(Refused(reason))),
+        _ => return Err("the other agent does not say which files it lacks".into()),
     };
     let mut buffer = vec![0; PAGE_RUN];
     for file in lacks {

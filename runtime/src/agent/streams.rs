@@ -5,10 +5,10 @@
 
 use super::check;
 use super::shared::{Command, Shared, lock};
-use crate::link::{Receiver, Sender, Stream};
+use crate::link::{Frame, LinkError, Receiver, Sender, Stream};
 use crate::node::Incoming;
 use mosix_sys::procmem::ProcMem;
-use mosix_wire::control::Purpose;
+use mosix_wire::control::{Purpose, reason};
 use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, NodeName, Pid};
 use mosix_wire::image::{ProcessImage, Vma};
@@ -16,7 +16,7 @@ use mosix_wire::link::{Destination, ToHome, ToHost};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver as Queue, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Connections at once: more than any job moves processes at a time.
 const MOST: usize = 256;
@@ -25,6 +25,8 @@ const ANNOUNCED: Duration = Duration::from_secs(10);
 /// Page runs between the receiving and the writing thread.
 const QUEUE: usize = 8;
 const PAGE: u64 = 4096;
+/// How long a stream that was refused is still read.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
@@ -72,6 +74,7 @@ fn connection(shared: &Arc<Shared>, incoming: Incoming) -> Result<(), String> {
                 tx: Some(Box::new(tx)),
                 rx,
                 arrival: None,
+                image: (Pid(0), Epoch(0)),
             }
             .run()
         }
@@ -86,6 +89,8 @@ struct Pages<'a> {
     tx: Option<Box<Sender>>,
     rx: Receiver,
     arrival: Option<Arrival>,
+    /// The image that it is about, once known.
+    image: (Pid, Epoch),
 }
 
 /// An image that is being received.
@@ -101,11 +106,29 @@ struct Arrival {
 impl Pages<'_> {
     fn run(mut self) -> Result<(), String> {
         let done = self.receive();
-        if let (Err(why), Some(arrival)) = (&done, self.arrival.take()) {
-            self.shared
-                .command(Command::Broken(arrival.pid, arrival.epoch, why.clone()));
+        if let Err(why) = &done {
+            if let Some(arrival) = self.arrival.take() {
+                self.shared
+                    .command(Command::Broken(arrival.pid, arrival.epoch, why.clone()));
+            }
+            self.refuse(why);
         }
         done
+    }
+
+    /// Says why this stream ends. What is still under way on it is taken for a while, else a reset by the kernel would overtake the reason.
+    fn refuse(&mut self, why: &str) {
+        let Some(tx) = &mut self.tx else { return };
+        let (pid, epoch) = self.image;
+        let reason = reason(why);
+        let said = encode_body(&ToHome::Refused { pid, epoch, reason })
+            .map_err(LinkError::from)
+            .and_then(|body| tx.send(&body, &[]))
+            .and_then(|()| tx.finish());
+        let deadline = Instant::now() + LAST_WORDS;
+        let mut frame = Frame::default();
+        let _ = self.rx.socket().set_timeout(Some(LAST_WORDS), None);
+        while said.is_ok() && Instant::now() < deadline && self.rx.recv_into(&mut frame).is_ok() {}
     }
 
     fn receive(&mut self) -> Result<(), String> {
@@ -151,6 +174,7 @@ impl Pages<'_> {
             return Err("a second image on one stream".to_owned());
         }
         let (pid, epoch) = (image.pid, image.epoch);
+        self.image = (pid, epoch);
         if image.home != self.shared.config.home || image.uid != self.shared.config.uid {
             return Err("an image of another home".to_owned());
         }

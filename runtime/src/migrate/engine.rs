@@ -340,7 +340,10 @@ impl Engine for HomeEngine {
         match message {
             Message::Prepared { pid, attempt } => self.prepared(cx, pid, attempt),
             Message::Failed { pid, attempt, why } => {
-                self.fail(pid, &why);
+                // Late words of a move that is over say nothing about the one after it.
+                if self.processes.get(&pid).and_then(Process::attempt) == Some(attempt) {
+                    self.fail(pid, &why);
+                }
                 self.step(cx, pid, HomeEvent::ImageFailed(attempt));
             }
             Message::Sent { pid, bytes, .. } => {

@@ -3,6 +3,7 @@
 use super::Message;
 use crate::deputy::Deputy;
 use crate::deputy::calls::Job;
+use crate::link::session::State;
 use crate::link::{Identity, LinkError, Pins, Security, Session, SessionOptions, Stream};
 use crate::node::client::{ClientError, Control};
 use crate::supervisor::engine::Handle;
@@ -12,10 +13,16 @@ use mosix_wire::link::{ToHome, ToHost};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a host waits for a silent home before it freezes the bodies, in seconds.
 const LEASE_S: u32 = 300;
+/// How long a move waits for a link that is down.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a link may be cut before its session knows.
+const UNNOTICED: Duration = Duration::from_secs(10);
+/// Pause between two attempts.
+const AGAIN: Duration = Duration::from_millis(200);
 /// How often home's clocks are told at the beginning: the quickest of these messages decides how exact the clocks of bodies are.
 const CLOCK_SAMPLES: usize = 20;
 
@@ -81,6 +88,8 @@ pub struct Hosts {
     identity: Identity,
     pins: Pins,
     known: Mutex<HashMap<NodeName, Arc<Host>>>,
+    /// Held while a host is connected, which takes its time; [`Hosts::known`] never is.
+    connecting: Mutex<()>,
     /// Processes whose bodies are away.
     pub deputies: Deputies,
     handle: Handle<Message>,
@@ -99,6 +108,7 @@ impl Hosts {
             identity: Identity::generate()?,
             pins: Pins::default(),
             known: Mutex::default(),
+            connecting: Mutex::default(),
             deputies: Deputies::default(),
             handle,
             view,
@@ -117,14 +127,21 @@ impl Hosts {
     /// # Errors
     /// [`HostError`].
     pub fn get(self: &Arc<Self>, node: &NodeName) -> Result<Arc<Host>, HostError> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(host) = known.get(node) {
-            return Ok(Arc::clone(host));
+        let _one = self.connecting.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(host) = self.known(node) {
+            return Ok(host);
         }
         let host = self.connect(node)?;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.insert(node.clone(), Arc::clone(&host));
+        drop(known);
         self.handle.message(Message::Connected(node.clone(), Arc::clone(&host)));
         Ok(host)
+    }
+
+    fn known(&self, node: &NodeName) -> Option<Arc<Host>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(node).map(Arc::clone)
     }
 
     /// Forgets a host whose session is over.
@@ -179,11 +196,35 @@ impl Hosts {
         Ok(host)
     }
 
-    /// Opens a page stream to a host.
+    /// Opens a page stream to a host. While the link to a known host is down, waits for it and tells so by `waiting`.
     ///
     /// # Errors
-    /// [`HostError`].
-    pub fn pages(&self, node: &NodeName) -> Result<Stream, HostError> {
+    /// [`HostError`], when there is no hope or no patience left.
+    pub fn pages(&self, node: &NodeName, waiting: impl Fn(&str)) -> Result<Stream, HostError> {
+        let (mut deadline, begun) = (Instant::now() + PATIENCE, Instant::now());
+        loop {
+            let error = match self.try_pages(node) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+            let state = self.known(node).map(|host| host.session.state());
+            match (&error, state) {
+                (HostError::Daemon(ClientError::NoAgent(_)), _) | (_, None | Some(State::Closed(_))) => {
+                    return Err(error);
+                }
+                (_, Some(State::Down { .. })) => deadline = begun + PATIENCE,
+                // What fails although the link stands will not be mended by the link; it may have been cut only a moment ago.
+                (_, Some(State::Up)) => deadline = deadline.min(Instant::now() + UNNOTICED),
+            }
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            waiting(&format!("waiting for the link to {node} ({error})"));
+            std::thread::sleep(AGAIN);
+        }
+    }
+
+    fn try_pages(&self, node: &NodeName) -> Result<Stream, HostError> {
         let control = Control::local()?;
         let security = self.security(&control)?;
         let fd = control.open_stream(node, self.job, Purpose::Pages)?;

@@ -56,7 +56,7 @@ fn run(
 ) -> Result<Option<u64>, Failure> {
     let pid = Pid(errand.pid);
     errand.progress("freezing", 0, 0);
-    let mut stream = hosts.pages(&errand.to)?;
+    let mut stream = hosts.pages(&errand.to, |what| errand.progress(what, 0, 0))?;
     let ask = ToHost::Depart {
         pid,
         epoch: errand.attempt,

@@ -16,6 +16,7 @@ use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 /// A frozen and captured process, to be sent.
 #[derive(Debug)]
@@ -81,6 +82,9 @@ pub fn start(hosts: Arc<Hosts>, handle: Handle<Message>, errand: Errand) -> std:
     Ok(tx)
 }
 
+/// How long a host may take to say why it has ended a stream.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 fn run(
@@ -91,24 +95,42 @@ fn run(
 ) -> Result<Option<u64>, Failure> {
     errand.progress("connecting", 0, 0);
     hosts.get(&errand.to)?;
-    let mut stream = hosts.pages(&errand.to)?;
+    let mut stream = hosts.pages(&errand.to, |what| errand.progress(what, 0, 0))?;
+    transfer(&mut stream, handle, errand, captured).map_err(|error| refusal(&mut stream).unwrap_or(error))
+}
+
+/// What the host says to explain why it takes no more.
+fn refusal(stream: &mut Stream) -> Option<Failure> {
+    stream.socket().set_timeout(Some(LAST_WORDS), None).ok()?;
+    match stream.recv().ok()?.message::<ToHome>().ok()? {
+        ToHome::Refused { reason, .. } => Some(reason.into()),
+        _ => None,
+    }
+}
+
+fn transfer(
+    stream: &mut Stream,
+    handle: &Handle<Message>,
+    errand: &Errand,
+    captured: &Receiver<Outgoing>,
+) -> Result<Option<u64>, Failure> {
     let mut known = HashSet::new();
     let mappings = maps::read(errand.pid)?;
     if let Ok(layout) = layout::of_home(errand.pid, &mappings, |_| true) {
-        send_files(&mut stream, &layout.files, &layout.paths, &mut known, errand)?;
+        send_files(stream, &layout.files, &layout.paths, &mut known, errand)?;
     }
     handle.message(Message::Prepared {
         pid: errand.pid,
         attempt: errand.attempt,
     });
     let Ok(outgoing) = captured.recv() else { return Ok(None) };
-    send_files(&mut stream, &outgoing.image.files, &outgoing.paths, &mut known, errand)?;
+    send_files(stream, &outgoing.image.files, &outgoing.paths, &mut known, errand)?;
     let pid = outgoing.image.pid;
-    send(&mut stream, &ToHost::Arrive(outgoing.image), &[])?;
+    send(stream, &ToHost::Arrive(outgoing.image), &[])?;
     let total: u64 = outgoing.runs.iter().map(|run| run.range.end - run.range.start).sum();
     let mut done = 0;
     let bytes = memory::read(&outgoing.memory, &outgoing.runs, |address, bytes| {
-        send(&mut stream, &ToHost::Pages { pid, address }, &[bytes]).map_err(std::io::Error::other)?;
+        send(stream, &ToHost::Pages { pid, address }, &[bytes]).map_err(std::io::Error::other)?;
         done += bytes.len() as u64;
         if done % (16 << 20) < bytes.len() as u64 {
             errand.progress("memory", done, total);
@@ -116,7 +138,7 @@ fn run(
         Ok(())
     })?;
     send(
-        &mut stream,
+        stream,
         &ToHost::ImageEnd {
             pid,
             pages: bytes / 4096,
@@ -154,6 +176,7 @@ fn send_files(
     )?;
     let lacks = match stream.recv()?.message::<ToHome>()? {
         ToHome::Lacks(lacks) => lacks,
+        ToHome::Refused { reason, .. } => return Err(reason.into()),
         _ => return Err("the host answered something else than which files it lacks".into()),
     };
     let total: u64 = lacks.iter().map(|file| file.size).sum();

@@ -128,6 +128,8 @@ pub struct Process {
     pub dropped: bool,
     /// Deadline of the destination's answer.
     pub deadline: Option<Instant>,
+    /// What was last heard of a body that is no more.
+    pub loss: Option<String>,
     /// The process is being ended like its body.
     pub dying: Option<Exit>,
     /// Stopped by this signal (job control).
@@ -161,10 +163,21 @@ impl Process {
             lingering: HashMap::new(),
             dropped: false,
             deadline: None,
+            loss: None,
             dying: None,
             stopped: None,
             signals: VecDeque::new(),
             cancels: HashMap::new(),
+        }
+    }
+
+    /// Epoch of the move under way.
+    pub fn attempt(&self) -> Option<Epoch> {
+        match self.state {
+            Home::Departing { attempt, .. } | Home::Moving { attempt, .. } | Home::Returning { attempt, .. } => {
+                Some(attempt)
+            }
+            _ => None,
         }
     }
 

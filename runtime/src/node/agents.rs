@@ -13,12 +13,13 @@ use mosix_wire::control::{
 };
 use mosix_wire::ids::{JobId, NodeName, Nonce};
 use mosix_wire::limits;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
@@ -39,6 +40,9 @@ const LOG_CHECK: Duration = Duration::from_secs(60);
 /// Bytes of an ended agent's log that go to the daemon's.
 const LOG_TAIL: u64 = 2048;
 
+/// Failures of agents that are remembered.
+const FAILURES: usize = 256;
+
 /// What an agent is asked for.
 #[derive(Clone, Debug)]
 pub struct Wanted {
@@ -58,6 +62,8 @@ struct Running {
     identity: AgentIdentity,
     pidfd: OwnedFd,
     pid: u32,
+    /// This daemon has killed it: its end is no failure.
+    ended_here: Arc<AtomicBool>,
 }
 
 /// One job's place; its lock is held while an agent is started or ended.
@@ -69,6 +75,8 @@ pub struct Agents {
     groups: Option<Groups>,
     slots: Mutex<HashMap<JobId, Slot>>,
     status: Mutex<BTreeMap<JobId, AgentStatus>>,
+    /// How agents failed lately, for whoever asks for them.
+    failures: Mutex<VecDeque<(JobId, String)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,6 +93,7 @@ impl Agents {
             groups,
             slots: Mutex::default(),
             status: Mutex::default(),
+            failures: Mutex::default(),
         }))
     }
 
@@ -156,7 +165,7 @@ impl Agents {
             ));
         }
         tracing::info!(%job, pid, home = %identity.home_node, "agent found again");
-        self.enter(place, slot, Running { identity, pidfd, pid }, watch, true);
+        self.enter(place, slot, Running::new(identity, pidfd, pid), watch, None);
         Ok(())
     }
 
@@ -167,9 +176,11 @@ impl Agents {
         slot: &Slot,
         running: Running,
         mut watch: UnixStream,
-        adopted: bool,
+        child: Option<tokio::process::Child>,
     ) {
         let (job, pid) = (running.identity.job, running.pid);
+        let (adopted, ended_here) = (child.is_none(), Arc::clone(&running.ended_here));
+        lock(&self.failures).retain(|(other, _)| *other != job);
         let status = AgentStatus {
             job,
             home: running.identity.home_node.clone(),
@@ -183,6 +194,10 @@ impl Agents {
         tokio::spawn(async move {
             // Nothing is ever sent: the read ends with the agent.
             let _ = watch.read(&mut [0; 1]).await;
+            // Its words before its files go.
+            if !ended_here.load(Ordering::Acquire) {
+                this.look_back(job, pid, child).await;
+            }
             let mut place = slot.lock().await;
             if place.as_ref().is_some_and(|running| running.pid == pid) {
                 *place = None;
@@ -191,6 +206,43 @@ impl Agents {
                 this.forget(job, &slot);
             }
         });
+    }
+
+    /// Notes how an agent ended that this daemon did not end, when it failed.
+    async fn look_back(&self, job: JobId, pid: u32, child: Option<tokio::process::Child>) {
+        let status = match child {
+            Some(mut child) => match tokio::time::timeout(ANSWER, child.wait()).await {
+                Ok(Ok(status)) if status.success() => return,
+                Ok(Ok(status)) => status.to_string(),
+                _ => "it is not gone yet".to_owned(),
+            },
+            // Another daemon's child: nobody knows its status.
+            None => "status unknown".to_owned(),
+        };
+        let log = self.log_tail(job).await;
+        tracing::warn!(%job, pid, status, log, "an agent failed");
+        let words = match log.rsplit_once(" ERROR ") {
+            Some((_, last)) => format!("{status}, {last}"),
+            None => status,
+        };
+        let mut failures = lock(&self.failures);
+        if failures.len() >= FAILURES {
+            failures.pop_front();
+        }
+        failures.push_back((job, words));
+    }
+
+    /// How the last agent of a job failed here, once its end was seen.
+    async fn failure(&self, job: JobId) -> Option<String> {
+        for _ in 0..25 {
+            if !lock(&self.slots).contains_key(&job) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let failures = lock(&self.failures);
+        let found = failures.iter().find(|(other, _)| *other == job);
+        found.map(|(_, why)| why.clone())
     }
 
     /// Takes the job's place out of the table. Called with the place's lock held and nobody in it.
@@ -333,17 +385,7 @@ impl Agents {
             return Err("it says different things on its two channels".to_owned());
         }
         tracing::info!(job = %wanted.job, pid, home = %wanted.home_node, "agent started");
-        self.enter(place, slot, Running { identity, pidfd, pid }, watch, false);
-        let (this, job) = (self.clone(), wanted.job);
-        tokio::spawn(async move {
-            let status = child.wait().await;
-            if let Ok(status) = status
-                && !status.success()
-            {
-                let log = this.log_tail(job).await;
-                tracing::warn!(%job, pid, %status, log, "an agent failed");
-            }
-        });
+        self.enter(place, slot, Running::new(identity, pidfd, pid), watch, Some(child));
         Ok(fingerprint)
     }
 
@@ -393,7 +435,11 @@ impl Agents {
             Ok(AgentAnswer::Taken) => StreamAnswer::Ok,
             Ok(_) => StreamAnswer::No("the agent gave an unexpected answer".to_owned()),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                StreamAnswer::NoAgent(format!("{} has no agent of job {}", self.config.name, hello.job))
+                let (node, job) = (&self.config.name, hello.job);
+                StreamAnswer::NoAgent(match self.failure(job).await {
+                    Some(why) => reason(format!("the agent of job {job} on {node} has failed ({why})")),
+                    None => format!("{node} has no agent of job {job}"),
+                })
             }
             Err(error) => StreamAnswer::No(format!(
                 "the agent of job {} on {}: {error}",
@@ -482,8 +528,20 @@ async fn identify(path: &Path) -> io::Result<(UnixStream, AgentIdentity, u32, Ow
     nodeio::within(ANSWER, "the agent", work).await
 }
 
+impl Running {
+    fn new(identity: AgentIdentity, pidfd: OwnedFd, pid: u32) -> Self {
+        Self {
+            identity,
+            pidfd,
+            pid,
+            ended_here: Arc::default(),
+        }
+    }
+}
+
 /// Kills an agent and waits, for a while, until it is gone.
 async fn end(running: &Running) {
+    running.ended_here.store(true, Ordering::Release);
     let _ = rustix::process::pidfd_send_signal(&running.pidfd, rustix::process::Signal::KILL);
     let Ok(pidfd) = running.pidfd.try_clone() else { return };
     let gone = tokio::task::spawn_blocking(move || {

@@ -18,7 +18,11 @@ impl HomeEngine {
                 report(pid, Report::Complete(epoch))
             }
             ToHome::Refused { pid, epoch, reason } => {
-                self.fail(pid.0, &format!("{node}: {reason}"));
+                let why = format!("{node}: {reason}");
+                self.fail(pid.0, &why);
+                if let Some(process) = self.processes.get_mut(&pid.0) {
+                    process.loss = Some(why);
+                }
                 report(pid, Report::Refused(epoch))
             }
             ToHome::Running { pid, epoch } => report(pid, Report::Running(epoch)),
@@ -160,9 +164,11 @@ impl HomeEngine {
             }
             (Cause::Exited, None) => {}
             (Cause::Lost, _) => {
+                let why = process.loss.take();
                 cx.handle.notice(format!(
-                    "process {pid} ({}) is lost: the node with its body is gone",
-                    process.program
+                    "process {pid} ({}) is lost with its body: {}",
+                    process.program,
+                    why.as_deref().unwrap_or("the node that had it is gone")
                 ));
                 process.dying = Some(Exit::Signal {
                     signal: libc::SIGKILL as u8,

@@ -120,7 +120,11 @@ impl HomeEngine {
             hosts.forget(node);
         }
         for pid in self.processes.keys().copied().collect::<Vec<_>>() {
-            self.fail(pid, &format!("node {node}: {why}"));
+            let words = format!("node {node}: {why}");
+            self.fail(pid, &words);
+            if let Some(process) = self.processes.get_mut(&pid) {
+                process.loss = Some(words);
+            }
             self.step(cx, pid, HomeEvent::PeerDead(node.clone()));
         }
     }
