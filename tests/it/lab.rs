@@ -3,7 +3,7 @@
 use mosix_tests::cluster::{ended, text};
 use mosix_tests::{Lab, binary, require};
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -244,35 +244,61 @@ fn a_lab_goes_with_its_owner() {
     }
 }
 
+/// An ordinary user with a `mosix` and a runtime folder of their own.
+struct Ordinary {
+    runtime: tempfile::TempDir,
+}
+
+impl Ordinary {
+    const USER: u32 = 64123;
+
+    /// What the machine lacks, if it does not let an ordinary user have a lab.
+    fn new() -> Result<Self, String> {
+        require::root()?;
+        require::program("ip")?;
+        let runtime = tempfile::Builder::new().prefix("mxl").tempdir_in("/tmp").unwrap();
+        std::os::unix::fs::chown(runtime.path(), Some(Self::USER), Some(Self::USER)).unwrap();
+        // The build's folder may be closed to others.
+        mosix_tests::executable(
+            &runtime.path().join("mosix"),
+            &fs::read(binary::mosix()).unwrap(),
+            0o755,
+        );
+        let user = Self { runtime };
+        match user.command("unshare").args(["-Urn", "true"]).output() {
+            Ok(output) if output.status.success() => Ok(user),
+            _ => Err("user namespaces are not allowed here".to_owned()),
+        }
+    }
+
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("MOSIX_RUNTIME_DIR", self.runtime.path().join("run"))
+            .env_remove("MOSIX_LAB")
+            .current_dir("/")
+            .uid(Self::USER)
+            .gid(Self::USER);
+        command
+    }
+
+    fn mosix(&self, args: &[&str]) -> Command {
+        let mut command = self.command(self.runtime.path().join("mosix"));
+        command.args(args);
+        command
+    }
+
+    fn said(&self, args: &[&str]) -> String {
+        stdout(&self.mosix(args).output().unwrap())
+    }
+}
+
 #[test]
 fn an_ordinary_user_can_have_one() {
-    require!(require::root());
-    require!(require::program("setpriv"));
-    require!(require::program("ip"));
-    const USER: u32 = 64123;
-    let runtime = tempfile::Builder::new().prefix("mxl").tempdir_in("/tmp").unwrap();
-    std::os::unix::fs::chown(runtime.path(), Some(USER), Some(USER)).unwrap();
-    // The build's folder may be closed to others.
-    let program = runtime.path().join("mosix");
-    mosix_tests::executable(&program, &fs::read(binary::mosix()).unwrap(), 0o755);
-    let mosix = |args: &[&str]| {
-        let mut command = Command::new(&program);
-        command
-            .args(args)
-            .env("MOSIX_RUNTIME_DIR", runtime.path().join("run"))
-            .env_remove("MOSIX_LAB");
-        command.current_dir("/").uid(USER).gid(USER).output().unwrap()
-    };
-    let probe = Command::new("unshare")
-        .args(["-Urn", "true"])
-        .uid(USER)
-        .gid(USER)
-        .current_dir("/")
-        .output();
-    require!(match probe {
-        Ok(output) if output.status.success() => Ok(()),
-        _ => Err("user namespaces are not allowed here".to_owned()),
-    });
+    let user = Ordinary::new();
+    require!(user.as_ref().map(drop).map_err(Clone::clone));
+    let user = user.unwrap();
+    let mosix = |args: &[&str]| user.mosix(args).output().unwrap();
     let up = mosix(&["lab", "up", "--nodes", "2", "--no-daemons", "--rate", "1gbit"]);
     let id = mosix(&[
         "lab",
@@ -293,7 +319,50 @@ fn an_ordinary_user_can_have_one() {
     );
     stdout(&plug);
     assert!(stdout(&down).contains("is down"));
-    assert!(!runtime.path().join("run/lab/lab").exists());
+    assert!(!user.runtime.path().join("run/lab/lab").exists());
+}
+
+/// Daemons, agents and programs without any privilege.
+#[test]
+fn an_ordinary_users_program_moves() {
+    let user = Ordinary::new();
+    require!(user.as_ref().map(drop).map_err(Clone::clone));
+    require!(require::program("/usr/bin/python3"));
+    let user = user.unwrap();
+    user.said(&["lab", "up", "--nodes", "3"]);
+    let script = "
+import sys, threading
+def count(k):
+    for i in range(k): found[k] = i
+found = {}
+for line in sys.stdin:
+    threads = [threading.Thread(target=count, args=(k,)) for k in (20000, 30000)]
+    [t.start() for t in threads]; [t.join() for t in threads]
+    print(line.strip(), found, flush=True)
+";
+    let mut words = vec!["lab", "exec", "n1", "--", "mosix", "run", "--job", "own", "--"];
+    words.extend(["/usr/bin/python3", "-c", script]);
+    let mut child = user
+        .mosix(&words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for (round, node) in ["home", "n2", "n3", "home", "n3", "n2"].iter().enumerate() {
+        if round > 0 {
+            user.said(&["lab", "exec", "n1", "--", "mosix", "migrate", "--job", "own", node]);
+        }
+        writeln!(stdin, "{node}").unwrap();
+        assert_eq!(
+            lines.next().unwrap().unwrap(),
+            format!("{node} {{20000: 19999, 30000: 29999}}")
+        );
+    }
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
+    assert!(user.said(&["lab", "down"]).contains("is down"));
 }
 
 #[test]

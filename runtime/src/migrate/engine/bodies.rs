@@ -25,7 +25,13 @@ impl HomeEngine {
                 }
                 report(pid, Report::Refused(epoch))
             }
-            ToHome::Running { pid, epoch } => report(pid, Report::Running(epoch)),
+            ToHome::Running { pid, epoch } => {
+                // What `ps` shows of it should not wait for the next round.
+                if let Some(host) = self.connected.get(&node) {
+                    host.order(&ToHost::AskUsage);
+                }
+                report(pid, Report::Running(epoch))
+            }
             ToHome::WantHome { pid, epoch, .. } => report(pid, Report::WantHome(epoch)),
             ToHome::Frozen { pid, epoch } => {
                 if let Some(journey) = self
