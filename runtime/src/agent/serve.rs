@@ -21,13 +21,24 @@ use mosix_wire::link::{Exit, ToHome};
 use nix::errno::Errno;
 use std::sync::Arc;
 
+/// Most calls that are gathered before they are written.
+const BATCH: usize = 64;
+
 /// Serves the calls of a body until it has no thread left.
 pub fn run(shared: &Arc<Shared>, body: &Arc<BodyCalls>) {
     loop {
         match body.listener.recv(None) {
             Ok(Some(n)) => {
-                let _sending = lock(&body.sending);
-                Server { shared, body, n }.serve();
+                serve(shared, body, n);
+                // The calls of other threads that came meanwhile go home in the same write.
+                let mut left = body.calls.count().min(BATCH);
+                while left > 1 && body.listener.is_pending() {
+                    // Waits when a signal took that call back just now. Then the tracer, which sees the signal, flushes.
+                    let Ok(n) = body.listener.recv_now() else { break };
+                    serve(shared, body, n);
+                    left -= 1;
+                }
+                shared.session.flush();
             }
             Ok(None) => break,
             Err(error) => {
@@ -37,6 +48,12 @@ pub fn run(shared: &Arc<Shared>, body: &Arc<BodyCalls>) {
         }
     }
     shared.command(Command::HungUp(body.pid));
+}
+
+/// Serves one call; what it has to say to home is in the session, in order, when the lock is free again.
+fn serve(shared: &Arc<Shared>, body: &Arc<BodyCalls>, n: Notification) {
+    let _sending = lock(&body.sending);
+    Server { shared, body, n }.serve();
 }
 
 /// Whether the call was made by the stub's code.
@@ -114,12 +131,12 @@ impl Server<'_> {
                     temp_mask,
                 } = *forward;
                 // What was read may be another thread's by now, if the caller died meanwhile.
-                if !self.body.listener.is_valid(self.n.id) {
+                if call.size > 0 && !self.body.listener.is_valid(self.n.id) {
                     return;
                 }
                 let going = self.calls().sent(self.n.tid, self.n.id, seq, scatter, temp_mask);
                 if going != Going::No {
-                    self.shared.tell(&ToHome::Call(call), &[&payload]);
+                    self.shared.tell_later(&ToHome::Call(call), &[&payload]);
                 }
                 if going == Going::Cancel {
                     self.cancel(tid, seq);

@@ -251,6 +251,14 @@ impl Shared {
         frame::encode_body(message).is_ok_and(|body| self.session.try_send(&body, &[]).is_ok())
     }
 
+    /// Says something to home with the session's next flush.
+    pub fn tell_later(&self, message: &ToHome, payload: &[&[u8]]) {
+        let encoded = frame::encode_body(message).map_err(SendError::from);
+        if let Err(error) = encoded.and_then(|body| self.session.send_later(&body, payload)) {
+            tracing::warn!(job = %self.config.job, %error, "a message to home was not sent");
+        }
+    }
+
     /// Says something to home, or why not.
     ///
     /// # Errors

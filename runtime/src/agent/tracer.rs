@@ -102,6 +102,8 @@ impl Tracer {
                 }
             }
             self.reap();
+            // A signal may have taken a call back for which the calls' thread waits, with others still to be written.
+            self.shared.session.flush();
             self.shared.quiet();
             while let Ok(command) = self.commands.try_recv() {
                 self.command(command);

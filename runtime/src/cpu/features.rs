@@ -5,6 +5,7 @@
 
 use super::Level;
 use super::xsave::{AVX, AVX512, LEGACY};
+use std::cell::RefCell;
 
 /// Register of a CPUID result.
 #[derive(Clone, Copy)]
@@ -70,6 +71,20 @@ const FEATURES: &[Feature] = &[
 pub fn present(enabled: u64, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> Vec<String> {
     // eax of leaf 7 is the number of its subleaves; a CPU answers a subleaf that it lacks with the last basic leaf or zeros.
     let subleaves = cpuid(7, 0)[0];
+    // Virtual machines trap the instruction, some at 20 us and more: each leaf is asked for once.
+    let asked = RefCell::new(Vec::<((u32, u32), [u32; 4])>::new());
+    let cpuid = |leaf, subleaf| {
+        let known = asked
+            .borrow()
+            .iter()
+            .find(|(of, _)| *of == (leaf, subleaf))
+            .map(|(_, words)| *words);
+        known.unwrap_or_else(|| {
+            let words = cpuid(leaf, subleaf);
+            asked.borrow_mut().push(((leaf, subleaf), words));
+            words
+        })
+    };
     FEATURES
         .iter()
         .filter(|Feature(_, leaf, subleaf, register, bit, state)| {

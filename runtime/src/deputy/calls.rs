@@ -351,6 +351,9 @@ impl Deputy {
             Ok(mut open) => {
                 open.job = opens(open.call.nr).then(|| Arc::clone(job));
                 record.state = State::Open(open);
+                // Without the lock: the completion thread may want it before this one runs again.
+                drop(record);
+                let _ = self.window.wake(slot);
             }
             Err(error) => {
                 tracing::warn!(pid = self.pid, tid = call.tid.0, nr = call.nr, %error, "call could not be executed");
@@ -390,7 +393,7 @@ impl Deputy {
                 _ => {}
             }
             self.window.shared().write(buffer, &bytes).map_err(ScriptError::from)?;
-            Ok(self.window.post(slot, &[Op::may(nr, args)])?)
+            Ok(self.window.place(slot, &[Op::may(nr, args)])?)
         });
         if posted.is_err() && span {
             lock(&self.arena).give(buffer);
@@ -406,28 +409,34 @@ impl Deputy {
 
     /// Takes ended calls off the ring and answers them.
     fn complete(&self, bell: u32, mut position: u32) -> (u32, u32) {
+        let mut sent = None;
         while let Ok(Some(slot)) = self.window.take_completion(position) {
             position = position.wrapping_add(1);
-            self.completed(slot);
+            if let Some(session) = self.completed(slot) {
+                sent = Some(session);
+            }
+        }
+        // All that ended meanwhile is one write.
+        if let Some(session) = sent {
+            session.flush();
         }
         let bell = self.window.wait_bell(bell, Duration::from_secs(1)).unwrap_or(bell);
         (bell, position)
     }
 
-    fn completed(&self, slot: u32) {
-        let Some(record) = self.records.get(slot as usize) else {
-            return;
-        };
+    /// Answers an ended call; gives the session whose [`Session::flush`] writes the answer.
+    fn completed(&self, slot: u32) -> Option<Arc<Session>> {
+        let record = self.records.get(slot as usize)?;
         let mut record = lock(record);
         if self.window.state(slot) != Ok(STATE_DONE) {
-            return;
+            return None;
         }
         if !matches!(record.state, State::Open(_)) {
             // A script of the tracer thread, which takes its results itself. A kept answer stays: it is the only one.
-            return;
+            return None;
         }
         let State::Open(open) = std::mem::take(&mut record.state) else {
-            return;
+            return None;
         };
         let mut result = self.window.result(slot, 1, 0).unwrap_or(-i64::from(libc::EIO));
         let _ = self.window.release(slot);
@@ -456,13 +465,15 @@ impl Deputy {
         let reply = reply(&open.call, result, lengths);
         record.state = State::Answered(reply.clone(), payload.clone());
         drop(record);
-        if !self.send(&reply, &payload) {
+        let session = self.send_later(&reply, &payload);
+        if session.is_none() {
             (self.linger)(Ended {
                 tid: reply.tid.0,
                 reply,
                 payload,
             });
         }
+        session
     }
 
     /// Closes a descriptor that no host may have; gives the call's result.
@@ -483,19 +494,25 @@ impl Deputy {
         NEEDS_HOME
     }
 
-    /// Sends a reply to where the body is; false when it is nowhere away.
-    fn send(&self, reply: &Reply, payload: &[u8]) -> bool {
-        let session = self.session.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(session) = session else { return false };
+    /// Sends a reply to where the body is, if it is away.
+    fn send(&self, reply: &Reply, payload: &[u8]) {
+        if let Some(session) = self.send_later(reply, payload) {
+            session.flush();
+        }
+    }
+
+    /// Leaves a reply to the next flush of the session that it gives; none when the body is nowhere away.
+    fn send_later(&self, reply: &Reply, payload: &[u8]) -> Option<Arc<Session>> {
+        let session = self.session.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         match postcard::to_stdvec(&ToHost::Reply(reply.clone())) {
             Ok(body) => {
-                if let Err(error) = session.send(&body, &[payload]) {
+                if let Err(error) = session.send_later(&body, &[payload]) {
                     tracing::debug!(pid = self.pid, %error, "reply not sent; it is kept");
                 }
             }
             Err(error) => tracing::error!(%error, "a reply cannot be encoded"),
         }
-        true
+        Some(session)
     }
 }
 

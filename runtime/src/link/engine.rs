@@ -1,25 +1,19 @@
-//! TLS without I/O: records in, plaintext out, and back. One value serves both directions of a connection.
+//! The handshake of a connection, without and with keys: rustls' unbuffered interface up to the traffic secrets.
 //!
-//! Built on rustls' unbuffered interface, so that the connection's lock is held only to encrypt or decrypt, never while a
-//! socket blocks: the sending and the receiving thread do not wait for each other's peer.
+//! What comes after it is in [`super::records`].
 
+use super::records::{Key, OpenerKey, RECORD, Schedule, Sealer, Side};
 use super::socket::Socket;
 use super::stream::LinkError;
 use super::tls::Security;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::ServerName;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
+use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
 use std::time::{Duration, Instant};
 
-/// Plaintext bytes of a full record.
-pub(super) const RECORD: usize = 16 << 10;
-
-/// What a record adds to its plaintext: header 5, content type 1, tag 16.
-const RECORD_EXTRA: usize = 22;
-
-/// Room beside the records of one call for a handshake message (key update) that goes first.
-const SLACK: usize = 1024;
+/// Room for a handshake message, at first.
+const ROOM: usize = 4096;
 
 /// Which end of a connection this is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +41,10 @@ impl Incoming {
         }
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.end - self.start
+    }
+
     pub(super) fn filled(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.end]
     }
@@ -56,19 +54,6 @@ impl Incoming {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
-        }
-    }
-
-    /// Refuses a handshake message in fragments after the handshake, when the library has processed what it could.
-    ///
-    /// It would keep a place in this buffer for the fragments, and the sending thread, which calls the library without the
-    /// buffer, would run it into a panic. The only such message between us, a key update, fits one record.
-    fn no_fragment(&mut self) -> Result<(), LinkError> {
-        match self.filled() {
-            [_, _, _, high, low, rest @ ..] if rest.len() >= usize::from(u16::from_be_bytes([*high, *low])) => {
-                Err(LinkError::NotTls)
-            }
-            _ => Ok(()),
         }
     }
 
@@ -87,31 +72,6 @@ impl Incoming {
         self.end += got;
         Ok(got > 0)
     }
-}
-
-/// One connection's keys and state.
-pub(super) struct Engine {
-    side: Side,
-    /// Encoded records (answers to a key update) that the next write sends first.
-    pending: Outgoing,
-    /// The connection has failed; the library is not called any more.
-    failed: bool,
-}
-
-enum Side {
-    Client(Box<UnbufferedClientConnection>),
-    Server(Box<UnbufferedServerConnection>),
-}
-
-/// What decrypting came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Decrypted {
-    /// One or more records were handed out.
-    Some,
-    /// More bytes are needed.
-    Starved,
-    /// The peer has closed its direction properly.
-    Closed,
 }
 
 /// The two kinds of connection differ by a type parameter only.
@@ -134,112 +94,55 @@ impl Process for UnbufferedServerConnection {
     }
 }
 
-impl Engine {
-    /// Performs the handshake on the socket within `timeout`. Data that came with its last message goes to `early`.
-    pub(super) fn handshake(
-        security: &Security,
-        end: End,
-        socket: &Socket,
-        incoming: &mut Incoming,
-        early: &mut Vec<u8>,
-        timeout: Duration,
-    ) -> Result<Option<Self>, LinkError> {
-        let Security::Tls { client, server } = security else {
-            return Ok(None);
-        };
-        let side = match end {
-            End::Dial => {
-                let name = ServerName::try_from("job.mosix").map_err(|_| LinkError::NotTls)?;
-                Side::Client(Box::new(UnbufferedClientConnection::new(client.clone(), name)?))
-            }
-            End::Accept => Side::Server(Box::new(UnbufferedServerConnection::new(server.clone())?)),
-        };
-        let mut engine = Self {
-            side,
-            pending: Outgoing::default(),
-            failed: false,
-        };
-        let deadline = Instant::now() + timeout;
-        match &mut engine.side {
-            Side::Client(connection) => shake(&mut **connection, socket, incoming, early, deadline)?,
-            Side::Server(connection) => shake(&mut **connection, socket, incoming, early, deadline)?,
+/// Performs the handshake on the socket within `timeout`, and gives the keys of both directions; none when the link is plain.
+/// Data that came with its last message goes to `early`.
+pub(super) fn handshake(
+    security: &Security,
+    end: End,
+    socket: &Socket,
+    incoming: &mut Incoming,
+    early: &mut Vec<u8>,
+    timeout: Duration,
+) -> Result<Option<(Sealer, OpenerKey)>, LinkError> {
+    let Security::Tls { client, server } = security else {
+        return Ok(None);
+    };
+    let deadline = Instant::now() + timeout;
+    let (secrets, side) = match end {
+        End::Dial => {
+            let name = ServerName::try_from("job.mosix").map_err(|_| LinkError::NotTls)?;
+            let mut connection = UnbufferedClientConnection::new(client.clone(), name)?;
+            shake(&mut connection, socket, incoming, early, deadline)?;
+            let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
+            (secrets, Side::Client(kernel))
         }
-        Ok(Some(engine))
-    }
-
-    fn flush_pending(&mut self, out: &mut Outgoing) {
-        out.extend(self.pending.filled());
-        self.pending.clear();
-    }
-
-    /// Appends the records of `plain` to `out`.
-    pub(super) fn encrypt(&mut self, plain: &[u8], out: &mut Outgoing) -> Result<(), LinkError> {
-        if self.failed {
-            return Err(LinkError::Cut);
+        End::Accept => {
+            let mut connection = UnbufferedServerConnection::new(server.clone())?;
+            shake(&mut connection, socket, incoming, early, deadline)?;
+            let (secrets, kernel) = connection.dangerous_into_kernel_connection()?;
+            (secrets, Side::Server(kernel))
         }
-        self.flush_pending(out);
-        let done = match &mut self.side {
-            Side::Client(connection) => encrypt(&mut **connection, plain, out),
-            Side::Server(connection) => encrypt(&mut **connection, plain, out),
-        };
-        self.failed = done.is_err();
-        done
-    }
-
-    /// Decrypts the next record with data and hands it to `sink`.
-    pub(super) fn decrypt(
-        &mut self,
-        incoming: &mut Incoming,
-        sink: &mut impl FnMut(&[u8]),
-    ) -> Result<Decrypted, LinkError> {
-        if self.failed {
-            return Err(LinkError::Cut);
-        }
-        let done = match &mut self.side {
-            Side::Client(connection) => decrypt(&mut **connection, incoming, &mut self.pending, sink),
-            Side::Server(connection) => decrypt(&mut **connection, incoming, &mut self.pending, sink),
-        };
-        self.failed = done.is_err();
-        done
-    }
-
-    /// Appends a close_notify alert to `out`, so that the peer can tell an end from a cut.
-    pub(super) fn close(&mut self, out: &mut Outgoing) {
-        if self.failed {
-            return;
-        }
-        self.flush_pending(out);
-        match &mut self.side {
-            Side::Client(connection) => close(&mut **connection, out),
-            Side::Server(connection) => close(&mut **connection, out),
-        }
-    }
+    };
+    let schedule = Schedule::new(side);
+    let sealer = Sealer::new(Key::new(secrets.tx.0, &secrets.tx.1)?, schedule.clone());
+    let opener = OpenerKey::new(Key::new(secrets.rx.0, &secrets.rx.1)?, schedule);
+    Ok(Some((sealer, opener)))
 }
 
-/// Records on their way to the socket. The room behind them stays initialised: clearing it for every call would cost as much
-/// as a copy.
+/// Handshake messages on their way to the socket.
 #[derive(Default)]
-pub(super) struct Outgoing {
+struct Outgoing {
     bytes: Vec<u8>,
     used: usize,
 }
 
 impl Outgoing {
-    pub(super) fn filled(&self) -> &[u8] {
+    fn filled(&self) -> &[u8] {
         &self.bytes[..self.used]
     }
 
-    pub(super) fn clear(&mut self) {
+    fn clear(&mut self) {
         self.used = 0;
-    }
-
-    fn extend(&mut self, bytes: &[u8]) {
-        let used = self.used + bytes.len();
-        if self.bytes.len() < used {
-            self.bytes.resize(used, 0);
-        }
-        self.bytes[self.used..used].copy_from_slice(bytes);
-        self.used = used;
     }
 
     /// Appends at most `room` bytes through `fill`, which says how many it used.
@@ -257,7 +160,7 @@ fn encode<P: Process>(
     state: &mut rustls::unbuffered::EncodeTlsData<'_, P::Data>,
     out: &mut Outgoing,
 ) -> Result<(), LinkError> {
-    let mut room = 4 * SLACK;
+    let mut room = ROOM;
     loop {
         match out.append(room, |bytes| state.encode(bytes)) {
             Ok(()) => return Ok(()),
@@ -310,7 +213,7 @@ fn shake<P: Process>(
         }
         incoming.discard(discard);
         if done {
-            return incoming.no_fragment();
+            return Ok(());
         }
         if starved {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -350,70 +253,5 @@ fn drain_alert<P: Process>(connection: &mut P, incoming: &mut Incoming, error: &
             _ => return,
         }
         incoming.discard(discard);
-    }
-}
-
-fn encrypt<P: Process>(connection: &mut P, plain: &[u8], out: &mut Outgoing) -> Result<(), LinkError> {
-    loop {
-        match connection.process(&mut []).state? {
-            ConnectionState::WriteTraffic(mut state) => {
-                let mut room = plain.len() + (plain.len() / RECORD + 1) * RECORD_EXTRA + SLACK;
-                loop {
-                    match out.append(room, |bytes| state.encrypt(plain, bytes)) {
-                        Ok(()) => return Ok(()),
-                        Err(EncryptError::InsufficientSize(need)) if need.required_size > room => {
-                            room = need.required_size;
-                        }
-                        Err(_) => return Err(LinkError::Exhausted),
-                    }
-                }
-            }
-            ConnectionState::EncodeTlsData(mut state) => encode::<P>(&mut state, out)?,
-            ConnectionState::TransmitTlsData(state) => state.done(),
-            // Edge triggered; the peer may close its direction and still read ours.
-            ConnectionState::PeerClosed => {}
-            _ => return Err(LinkError::Closed),
-        }
-    }
-}
-
-fn decrypt<P: Process>(
-    connection: &mut P,
-    incoming: &mut Incoming,
-    pending: &mut Outgoing,
-    sink: &mut impl FnMut(&[u8]),
-) -> Result<Decrypted, LinkError> {
-    loop {
-        let mut outcome = None;
-        let UnbufferedStatus { mut discard, state } = connection.process(incoming.filled());
-        match state? {
-            ConnectionState::ReadTraffic(mut state) => {
-                while let Some(record) = state.next_record() {
-                    let record = record?;
-                    discard += record.discard;
-                    sink(record.payload);
-                }
-                outcome = Some(Decrypted::Some);
-            }
-            ConnectionState::EncodeTlsData(mut state) => encode::<P>(&mut state, pending)?,
-            ConnectionState::TransmitTlsData(state) => state.done(),
-            ConnectionState::WriteTraffic(_) => outcome = Some(Decrypted::Starved),
-            ConnectionState::PeerClosed | ConnectionState::Closed => outcome = Some(Decrypted::Closed),
-            _ => return Err(LinkError::NotTls),
-        }
-        incoming.discard(discard);
-        if let Some(outcome) = outcome {
-            if outcome == Decrypted::Starved {
-                incoming.no_fragment()?;
-            }
-            return Ok(outcome);
-        }
-    }
-}
-
-fn close<P: Process>(connection: &mut P, out: &mut Outgoing) {
-    if let Ok(ConnectionState::WriteTraffic(mut state)) = connection.process(&mut []).state {
-        // Best effort: a peer without the alert sees a cut, which it must survive anyway.
-        let _ = out.append(SLACK, |bytes| state.queue_close_notify(bytes));
     }
 }

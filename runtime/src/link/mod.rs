@@ -11,6 +11,7 @@
 //! no queue and no other thread in between.
 
 mod engine;
+mod records;
 pub mod session;
 pub mod socket;
 pub mod stream;

@@ -1,16 +1,20 @@
 //! Frames over one connection. No numbering, no memory: a break is an error and the end.
 
-use super::engine::{Decrypted, End, Engine, Incoming, Outgoing, RECORD};
+use super::engine::{End, Incoming, handshake};
+use super::records::{Opened, OpenerKey, Sealer};
 use super::socket::Socket;
 use super::tls::Security;
 use mosix_wire::frame::{FrameError, HEADER, Header, Kind};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// How long a handshake may take: generous for a slow machine far away, short for who holds a connection hostage.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Plain bytes that are worth a vectored write instead of a copy.
+const DIRECT: usize = 16 << 10;
 
 /// Bytes handed to the socket at once: many records per system call, and still within the second level cache.
 const BATCH: usize = 256 << 10;
@@ -106,21 +110,22 @@ pub struct Stream {
 /// The sending half of a [`Stream`].
 pub struct Sender {
     socket: Socket,
-    engine: Option<Arc<Mutex<Engine>>>,
-    /// Plaintext of less than a record, gathered.
-    stage: Vec<u8>,
-    /// Records on their way to the socket.
-    out: Outgoing,
+    sealer: Option<Sealer>,
+    /// Bytes on their way to the socket.
+    out: Vec<u8>,
 }
 
 /// The receiving half of a [`Stream`].
 pub struct Receiver {
     socket: Socket,
-    engine: Option<Arc<Mutex<Engine>>>,
+    opener: Option<OpenerKey>,
     incoming: Incoming,
-    /// Plaintext behind the end of the last frame.
-    left: Vec<u8>,
-    left_at: usize,
+    /// Bytes of the opened record at the start of `incoming`, and the part of them that is data nobody has taken yet.
+    record: usize,
+    data: Range<usize>,
+    /// Plaintext that came with the handshake.
+    early: Vec<u8>,
+    early_at: usize,
     assembly: Assembly,
 }
 
@@ -140,22 +145,23 @@ impl Stream {
         let mut incoming = Incoming::new();
         socket.set_timeout(Some(timeout), Some(timeout))?;
         let mut left = Vec::new();
-        let engine = Engine::handshake(security, end, &socket, &mut incoming, &mut left, timeout)?;
-        let engine = engine.map(|engine| Arc::new(Mutex::new(engine)));
+        let keys = handshake(security, end, &socket, &mut incoming, &mut left, timeout)?;
+        let (sealer, opener) = keys.unzip();
         socket.set_timeout(None, None)?;
         Ok(Self {
             tx: Sender {
                 socket: socket.clone(),
-                engine: engine.clone(),
-                stage: Vec::new(),
-                out: Outgoing::default(),
+                sealer,
+                out: Vec::new(),
             },
             rx: Receiver {
                 socket,
-                engine,
+                opener,
                 incoming,
-                left,
-                left_at: 0,
+                record: 0,
+                data: 0..0,
+                early: left,
+                early_at: 0,
                 assembly: Assembly::default(),
             },
         })
@@ -181,6 +187,12 @@ impl Stream {
         self.rx.recv_into(frame)
     }
 
+    /// Takes a new key with the next record.
+    #[cfg(test)]
+    pub(super) fn wear_out(&mut self) {
+        self.tx.wear_out();
+    }
+
     /// Gives the two halves, for two threads.
     pub fn split(self) -> (Sender, Receiver) {
         (self.tx, self.rx)
@@ -190,11 +202,6 @@ impl Stream {
     pub fn socket(&self) -> &Socket {
         &self.tx.socket
     }
-}
-
-fn lock(engine: &Mutex<Engine>) -> MutexGuard<'_, Engine> {
-    // A poisoned engine has a thread's panic behind it; the records it makes would fail authentication, not pass.
-    engine.lock().unwrap_or_else(|poison| poison.into_inner())
 }
 
 impl Sender {
@@ -218,72 +225,66 @@ impl Sender {
 
     /// Writes encoded bytes as they are.
     pub(super) fn write_parts(&mut self, parts: &[&[u8]]) -> Result<(), LinkError> {
-        match self.engine.clone() {
-            Some(engine) => self.write_tls(&engine, parts),
-            None => self.write_plain(parts),
+        if self.sealer.is_none() && parts.iter().map(|part| part.len()).sum::<usize>() > DIRECT {
+            self.flush()?;
+            let mut slices: Vec<_> = parts
+                .iter()
+                .filter(|part| !part.is_empty())
+                .map(|part| IoSlice::new(part))
+                .collect();
+            return Ok(self.socket.write_vectored_all(&mut slices)?);
         }
+        self.push_parts(parts)?;
+        self.flush()
     }
 
-    fn write_plain(&mut self, parts: &[&[u8]]) -> Result<(), LinkError> {
-        let mut slices: Vec<_> = parts
-            .iter()
-            .filter(|part| !part.is_empty())
-            .map(|part| IoSlice::new(part))
-            .collect();
-        Ok(self.socket.write_vectored_all(&mut slices)?)
-    }
-
-    fn write_tls(&mut self, engine: &Mutex<Engine>, parts: &[&[u8]]) -> Result<(), LinkError> {
-        self.stage.clear();
-        self.out.clear();
+    /// Puts encoded bytes behind what waits to be written; [`Self::flush`] or the next write sends them. Writes by itself when much
+    /// waits.
+    pub(super) fn push_parts(&mut self, parts: &[&[u8]]) -> Result<(), LinkError> {
         for part in parts {
-            let mut part = *part;
-            while !part.is_empty() {
-                // Whole records of a large part are encrypted from where they are; the rest is gathered first, so that
-                // header, body and a small payload make one record.
-                let direct = self.stage.is_empty() && part.len() >= RECORD;
-                let limit = if direct {
-                    part.len() / RECORD * RECORD
-                } else {
-                    RECORD - self.stage.len()
-                };
-                let room = if direct {
-                    BATCH.saturating_sub(self.out.filled().len()).max(RECORD) / RECORD * RECORD
-                } else {
-                    RECORD
-                };
-                let (now, rest) = part.split_at(part.len().min(limit).min(room));
-                if direct {
-                    lock(engine).encrypt(now, &mut self.out)?;
-                } else {
-                    self.stage.extend_from_slice(now);
-                    if self.stage.len() == RECORD {
-                        lock(engine).encrypt(&self.stage, &mut self.out)?;
-                        self.stage.clear();
-                    }
+            // In pieces, so that a large part is never here as a whole a second time.
+            for piece in part.chunks(BATCH) {
+                match &mut self.sealer {
+                    Some(sealer) => sealer.push(piece, &mut self.out)?,
+                    None => self.out.extend_from_slice(piece),
                 }
-                part = rest;
-                if self.out.filled().len() >= BATCH {
-                    self.socket.write_all(self.out.filled())?;
-                    self.out.clear();
+                if self.out.len() >= BATCH {
+                    self.flush()?;
                 }
             }
         }
-        if !self.stage.is_empty() {
-            lock(engine).encrypt(&self.stage, &mut self.out)?;
+        Ok(())
+    }
+
+    /// Writes what waits.
+    pub(super) fn flush(&mut self) -> Result<(), LinkError> {
+        if let Some(sealer) = &mut self.sealer {
+            sealer.seal(&mut self.out)?;
         }
-        Ok(self.socket.write_all(self.out.filled())?)
+        if !self.out.is_empty() {
+            let written = self.socket.write_all(&self.out);
+            self.out.clear();
+            written?;
+        }
+        Ok(())
     }
 
     /// Tells the peer that nothing more follows, so that it can tell this end from a cut.
     pub fn finish(&mut self) -> Result<(), LinkError> {
-        if let Some(engine) = &self.engine {
-            self.out.clear();
-            lock(engine).close(&mut self.out);
-            self.socket.write_all(self.out.filled())?;
+        if let Some(sealer) = &mut self.sealer {
+            sealer.close(&mut self.out)?;
         }
+        self.flush()?;
         self.socket.shutdown_write();
         Ok(())
+    }
+
+    /// Takes a new key with the next record.
+    #[cfg(test)]
+    pub(super) fn wear_out(&mut self) {
+        if let Some(sealer) = &mut self.sealer {
+            sealer.wear_out();
+        }
     }
 
     /// Gives the socket.
@@ -305,59 +306,44 @@ impl Receiver {
     /// After a time-out (set on the socket) the call can be repeated, with the same `frame`, and goes on where it was.
     pub fn recv_into(&mut self, frame: &mut Frame) -> Result<(), LinkError> {
         loop {
-            if self.left_at < self.left.len() {
-                let (used, complete) = self.assembly.feed(&self.left[self.left_at..], frame)?;
-                self.left_at += used;
+            if self.early_at < self.early.len() {
+                let (used, complete) = self.assembly.feed(&self.early[self.early_at..], frame)?;
+                self.early_at += used;
                 if complete {
                     return Ok(());
                 }
-                self.left.clear();
-                self.left_at = 0;
+                self.early = Vec::new();
+                self.early_at = 0;
             }
-            if match &self.engine {
-                Some(_) => self.next_record(frame)?,
+            let complete = match &mut self.opener {
+                Some(opener) => {
+                    if self.data.is_empty() {
+                        self.incoming.discard(std::mem::take(&mut self.record));
+                        match opener.open(self.incoming.filled())? {
+                            Opened::Record(record, data) => (self.record, self.data) = (record, data),
+                            Opened::Closed => return Err(self.ended()),
+                            // Without the peer's closing record a cut by anybody on the path looks the same as an end.
+                            Opened::Starved if !self.incoming.fill(&self.socket)? => return Err(LinkError::Cut),
+                            Opened::Starved => {}
+                        }
+                        continue;
+                    }
+                    let bytes = self.incoming.filled().get(self.data.clone()).unwrap_or_default();
+                    let (used, complete) = self.assembly.feed(bytes, frame)?;
+                    self.data.start += used;
+                    complete
+                }
                 None => self.next_bytes(frame)?,
-            } {
+            };
+            if complete {
                 return Ok(());
             }
         }
     }
 
-    /// Takes one record into the frame; true when the frame is complete.
-    fn next_record(&mut self, frame: &mut Frame) -> Result<bool, LinkError> {
-        let Some(engine) = &self.engine else { return Ok(false) };
-        let mut outcome = Ok(false);
-        let (assembly, left) = (&mut self.assembly, &mut self.left);
-        left.clear();
-        self.left_at = 0;
-        let decrypted = lock(engine).decrypt(&mut self.incoming, &mut |bytes| {
-            let used = match outcome {
-                Ok(false) => match assembly.feed(bytes, frame) {
-                    Ok((used, complete)) => {
-                        outcome = Ok(complete);
-                        used
-                    }
-                    Err(error) => {
-                        outcome = Err(error);
-                        bytes.len()
-                    }
-                },
-                _ => 0,
-            };
-            left.extend_from_slice(bytes.get(used..).unwrap_or_default());
-        })?;
-        match decrypted {
-            Decrypted::Some => Ok(outcome?),
-            Decrypted::Closed => Err(self.ended()),
-            Decrypted::Starved => {
-                if self.incoming.fill(&self.socket)? {
-                    Ok(false)
-                } else {
-                    // Without the peer's closing record a cut by anybody on the path looks the same.
-                    Err(LinkError::Cut)
-                }
-            }
-        }
+    /// Whether bytes behind the last frame are here already: the next may be received without waiting for the peer.
+    pub(super) fn has_more(&self) -> bool {
+        !self.data.is_empty() || self.incoming.len() > self.record || self.early_at < self.early.len()
     }
 
     /// Takes plain bytes into the frame; true when the frame is complete.

@@ -170,6 +170,63 @@ fn garbage_oversized_and_truncated_frames_are_errors() {
 }
 
 #[test]
+fn keys_are_renewed_on_the_way() {
+    let (home, host) = secured();
+    let (mut a, mut b) = streams(&home, &host);
+    for round in 0..20u8 {
+        // Either end, also while it has half a message under way.
+        let (from, to) = if round % 2 == 0 {
+            (&mut a, &mut b)
+        } else {
+            (&mut b, &mut a)
+        };
+        from.send(&[round], &[]).unwrap();
+        from.wear_out();
+        from.send(&[round], &[&vec![round; 40_000]]).unwrap();
+        assert_eq!(to.recv().unwrap().body, [round]);
+        assert_eq!(to.recv().unwrap().payload, vec![round; 40_000]);
+    }
+}
+
+#[test]
+fn a_changed_bit_ends_a_connection() {
+    let (home, host) = secured();
+    for bit in [0, 30, 45, 90, 8 * 30, 8 * 60] {
+        let (mut middle_near, mut middle_far) = (sockets(), sockets());
+        std::thread::scope(|scope| {
+            // home <-> middle <-> host; once both are through the handshake, a bit of home's next record is turned.
+            let accepted = scope.spawn(|| Stream::accept(OwnedFd::from(middle_far.1), &host));
+            let (turn, turned) = std::sync::mpsc::channel::<()>();
+            let (mut up, mut down) = (middle_near.1.try_clone().unwrap(), middle_far.0.try_clone().unwrap());
+            scope.spawn(move || {
+                let mut bytes = [0; 4096];
+                while let Ok(got @ 1..) = up.read(&mut bytes) {
+                    if turned.try_recv().is_ok() {
+                        bytes[bit / 8] ^= 1 << (bit % 8);
+                    }
+                    if down.write_all(&bytes[..got]).is_err() {
+                        break;
+                    }
+                }
+                let _ = down.shutdown(std::net::Shutdown::Both);
+            });
+            let back = scope.spawn(move || std::io::copy(&mut middle_far.0, &mut middle_near.1));
+            let mut dialled = Stream::dial(OwnedFd::from(middle_near.0), &home).unwrap();
+            let mut accepted = accepted.join().unwrap().unwrap();
+            turn.send(()).unwrap();
+            dialled.send(b"a message of some bytes", &[]).unwrap();
+            dialled.socket().shutdown_write();
+            assert!(matches!(
+                accepted.recv(),
+                Err(LinkError::NotTls | LinkError::Cut | LinkError::Tls(rustls::Error::DecryptError))
+            ));
+            drop((dialled, accepted));
+            let _ = back.join();
+        });
+    }
+}
+
+#[test]
 fn a_cut_tls_connection_is_not_taken_for_its_end() {
     let (home, host) = secured();
     let (mut a, mut b) = streams(&home, &host);

@@ -165,6 +165,8 @@ impl Security {
             .with_client_auth_cert(chain.clone(), identity.key())?;
         client.resumption = rustls::client::Resumption::disabled();
         client.enable_sni = false;
+        // Records are made in `records`, with the secrets of the handshake.
+        client.enable_secret_extraction = true;
         client.alpn_protocols = vec![ALPN.to_vec()];
         let mut server = ServerConfig::builder_with_provider(PROVIDER.clone())
             .with_protocol_versions(&[&version::TLS13])?
@@ -172,6 +174,7 @@ impl Security {
             .with_single_cert(chain, identity.key())?;
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
+        server.enable_secret_extraction = true;
         server.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Self::Tls {
             client: Arc::new(client),

@@ -82,6 +82,17 @@ impl Window {
 
     /// Gives a slot a script and wakes its thread. Of long scripts only one may be posted at a time.
     pub fn post(&self, slot: u32, ops: &[Op]) -> Result<(), ScriptError> {
+        self.place(slot, ops)?;
+        Ok(self.wake(slot)?)
+    }
+
+    /// Wakes the thread of a slot that was given a script by [`Self::place`].
+    pub fn wake(&self, slot: u32) -> Result<(), OutOfRange> {
+        self.shared.wake(slot_offset(slot) + SLOT_STATE, 1)
+    }
+
+    /// Gives a slot a script; its thread may begin at once, and begins at [`Self::wake`] when it sleeps.
+    pub fn place(&self, slot: u32, ops: &[Op]) -> Result<(), ScriptError> {
         let base = slot_offset(slot);
         let state = self.shared.load(base + SLOT_STATE)?;
         if state == STATE_POSTED || state == STATE_RUNNING {
@@ -96,7 +107,6 @@ impl Window {
         self.shared.store(base + SLOT_COUNT_OPS, ops.len() as u32)?;
         self.shared.store(base + SLOT_DONE, 0)?;
         self.shared.store(base + SLOT_STATE, STATE_POSTED)?;
-        self.shared.wake(base + SLOT_STATE, 1)?;
         Ok(())
     }
 

@@ -28,6 +28,7 @@ use book::{Book, Link, Taken};
 use mosix_wire::frame::{FrameError, Header, Kind};
 use mosix_wire::limits;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -125,6 +126,8 @@ pub(super) struct Inner {
     /// The sending half with its generation. Its lock is the order of frames: whoever numbers a frame holds it until the
     /// frame is written.
     order: Mutex<Option<(u64, Sender)>>,
+    /// Frames wait for [`Session::flush`].
+    later: AtomicBool,
     rx: Mutex<Rx>,
     /// One connection at a time is being put under the session.
     attach: Mutex<()>,
@@ -133,6 +136,17 @@ pub(super) struct Inner {
 #[derive(Default)]
 struct Rx {
     current: Option<(u64, Receiver)>,
+}
+
+/// When a frame is written, and what happens without room for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// At once; waits for room.
+    Now,
+    /// With the next flush; waits for room.
+    Later,
+    /// At once; never waits.
+    Never,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -174,12 +188,26 @@ impl Session {
     ///
     /// Waits while the window is full.
     pub fn send(&self, body: &[u8], payload: &[&[u8]]) -> Result<(), SendError> {
-        self.inner.send(Kind::Data, body, payload, true)
+        self.inner.send(Kind::Data, body, payload, Pace::Now)
+    }
+
+    /// Sends a frame like [`Session::send`], but leaves it to the next [`Session::flush`] or send, of whichever thread, to write it:
+    /// many small frames then cost one record and one system call. Flushes itself before it waits for room.
+    pub fn send_later(&self, body: &[u8], payload: &[&[u8]]) -> Result<(), SendError> {
+        self.inner.send(Kind::Data, body, payload, Pace::Later)
+    }
+
+    /// Writes the frames that [`Session::send_later`] left.
+    pub fn flush(&self) {
+        if self.inner.later.swap(false, Ordering::AcqRel) {
+            let mut order = lock(&self.inner.order);
+            self.inner.flush(&mut order);
+        }
     }
 
     /// Sends a frame like [`Session::send`], but is [`SendError::Full`] where that would wait.
     pub fn try_send(&self, body: &[u8], payload: &[&[u8]]) -> Result<(), SendError> {
-        self.inner.send(Kind::Data, body, payload, false)
+        self.inner.send(Kind::Data, body, payload, Pace::Never)
     }
 
     /// Waits for the next frame, across breaks of the link.
@@ -192,6 +220,14 @@ impl Session {
     /// Waits for the next frame and puts it into a used one, whose buffers are used again.
     pub fn recv_into(&self, frame: &mut Frame) -> Result<(), Closed> {
         self.inner.recv_into(frame)
+    }
+
+    /// Whether bytes behind the last received frame are here already. Only a hint: they may be half a frame.
+    pub fn has_more(&self) -> bool {
+        match self.inner.rx.try_lock() {
+            Ok(rx) => rx.current.as_ref().is_some_and(|(_, receiver)| receiver.has_more()),
+            Err(_) => false,
+        }
     }
 
     /// Tells how the connection is.
@@ -243,35 +279,21 @@ impl Inner {
             room: Condvar::new(),
             work: Condvar::new(),
             order: Mutex::new(None),
+            later: AtomicBool::new(false),
             rx: Mutex::new(Rx::default()),
             attach: Mutex::new(()),
         }))
     }
 
-    fn send(&self, kind: Kind, body: &[u8], payload: &[&[u8]], wait: bool) -> Result<(), SendError> {
+    fn send(&self, kind: Kind, body: &[u8], payload: &[&[u8]], pace: Pace) -> Result<(), SendError> {
         let header = Header::new(kind, body.len(), payload.iter().map(|part| part.len()).sum())?;
         let mut bytes = Vec::with_capacity(header.body as usize + header.payload as usize);
         bytes.extend_from_slice(body);
         payload.iter().for_each(|part| bytes.extend_from_slice(part));
         let bytes = Arc::new(bytes);
 
-        let mut book = lock(&self.book);
-        while kind == Kind::Data
-            && book.closed.is_none()
-            && !book.closing
-            && !book.has_room(bytes.len(), self.options.window)
-        {
-            if !wait {
-                return Err(SendError::Full);
-            }
-            book.waiting += 1;
-            book = self.room.wait(book).unwrap_or_else(|poison| poison.into_inner());
-            book.waiting -= 1;
-        }
-        drop(book);
-
-        let mut order = lock(&self.order);
-        let header = {
+        loop {
+            let mut order = lock(&self.order);
             let mut book = lock(&self.book);
             if let Some(closed) = &book.closed {
                 return Err(closed.clone().into());
@@ -279,21 +301,55 @@ impl Inner {
             if book.closing && kind == Kind::Data {
                 return Err(Closed::Here.into());
             }
-            book.keep(header, bytes.clone())
-        };
-        self.write(&mut order, &header, &bytes);
-        Ok(())
+            if kind != Kind::Data || book.has_room(bytes.len(), self.options.window) {
+                let header = book.keep(header, bytes.clone());
+                drop(book);
+                self.push(&mut order, &header, &bytes);
+                match pace {
+                    Pace::Later => self.later.store(true, Ordering::Release),
+                    Pace::Now | Pace::Never => self.flush(&mut order),
+                }
+                return Ok(());
+            }
+            if pace == Pace::Never {
+                return Err(SendError::Full);
+            }
+            drop(book);
+            // What was left for later may be what the peer is to acknowledge.
+            self.flush(&mut order);
+            drop(order);
+            let mut book = lock(&self.book);
+            book.waiting += 1;
+            while book.closed.is_none() && !book.closing && !book.has_room(bytes.len(), self.options.window) {
+                book = self.room.wait(book).unwrap_or_else(|poison| poison.into_inner());
+            }
+            book.waiting -= 1;
+        }
     }
 
-    /// Writes a frame on the current connection; an error breaks the link, the frame is kept.
-    fn write(&self, order: &mut Option<(u64, Sender)>, header: &Header, bytes: &[u8]) {
+    /// Puts a frame behind what is to be written on the current connection; an error breaks the link, the frame is kept.
+    fn push(&self, order: &mut Option<(u64, Sender)>, header: &Header, bytes: &[u8]) {
+        self.with(order, |sender| sender.push_parts(&[&header.encode(), bytes]));
+    }
+
+    /// Writes what was pushed.
+    fn flush(&self, order: &mut Option<(u64, Sender)>) {
+        self.with(order, Sender::flush);
+    }
+
+    fn with(&self, order: &mut Option<(u64, Sender)>, work: impl FnOnce(&mut Sender) -> Result<(), LinkError>) {
         if let Some((generation, sender)) = order
-            && let Err(error) = sender.write_parts(&[&header.encode(), bytes])
+            && let Err(error) = work(sender)
         {
             let generation = *generation;
             *order = None;
             self.broke(generation, &error);
         }
+    }
+
+    /// Writes a frame on the current connection.
+    fn write(&self, order: &mut Option<(u64, Sender)>, header: &Header, bytes: &[u8]) {
+        self.with(order, |sender| sender.write_parts(&[&header.encode(), bytes]));
     }
 
     /// Marks the connection of this generation broken; older ones are forgotten already.
@@ -426,7 +482,7 @@ impl Inner {
         }
         let up = matches!(lock(&self.book).link, Link::Up);
         if up && !linger.is_zero() {
-            let _ = self.send(Kind::Close, &[], &[], false);
+            let _ = self.send(Kind::Close, &[], &[], Pace::Never);
             self.linger(Instant::now() + linger);
         } else if up {
             self.close_at_once();
