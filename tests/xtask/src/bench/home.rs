@@ -30,14 +30,16 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
             turns(extent.rounds, || run(false), || run(true))
         });
     }
-    let commands = |times, argv: &[&str], prepare: &dyn Fn() -> Result<()>| {
+    let commands = |times, rounds, argv: &[&str], prepare: &dyn Fn() -> Result<()>| {
         let bench = Commands {
             stage,
             wall: programs.c("wall"),
             times,
         };
-        bench.turns(extent.rounds, argv, prepare)
+        bench.turns(rounds, argv, prepare)
     };
+    // Short commands: many short rounds, so that a load that comes and goes meets both sides alike.
+    let many = extent.rounds * 3;
     let nothing = || Ok(());
     let times = extent.of(100, 500);
     report.row(
@@ -47,7 +49,7 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
         1.5,
         || {
             let again = format!("i=0; while [ $i -lt {times} ]; do /bin/true; i=$((i+1)); done");
-            commands(1, &["sh", "-c", &again], &nothing)
+            commands(1, extent.rounds, &["sh", "-c", &again], &nothing)
         },
     );
     let work = stage.work();
@@ -55,10 +57,10 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
     report.row(GROUP, format!("gcc -j2 of {files} C files"), Kind::Ratio, 1.05, || {
         sources(&work.join("c"), files)?;
         let make = "cd c && printf '%s\\n' *.c | xargs -n 1 -P 2 cc -O2 -c";
-        commands(1, &["sh", "-c", make], &nothing)
+        commands(1, extent.rounds, &["sh", "-c", make], &nothing)
     });
     report.row(GROUP, "find over /usr/share", Kind::Ratio, 1.05, || {
-        commands(3, &["find", "/usr/share", "-type", "f", "-size", "+100k"], &nothing)
+        commands(1, many, &["find", "/usr/share", "-type", "f", "-size", "+100k"], &nothing)
     });
     let files = extent.of(1000, 4000);
     let create = ["tar", "-cf", "tree.tar", "tree"];
@@ -69,7 +71,7 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
         1.05,
         || {
             tree(&work.join("tree"), files)?;
-            commands(3, &create, &nothing)
+            commands(1, many, &create, &nothing)
         },
     );
     report.row(
@@ -85,11 +87,11 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
                 let _ = fs::remove_dir_all(&into);
                 fs::create_dir_all(&into).context("folder to extract into")
             };
-            commands(1, &["tar", "-xf", "tree.tar", "-C", "out"], &empty)
+            commands(1, many, &["tar", "-xf", "tree.tar", "-C", "out"], &empty)
         },
     );
     report.row(GROUP, "start of /bin/true", Kind::MoreMilliseconds, 5.0, || {
-        commands(21, &["/bin/true"], &nothing)
+        commands(7, many, &["/bin/true"], &nothing)
     });
 }
 

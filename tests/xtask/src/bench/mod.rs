@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: what mosix costs, as a table of ratios.
 //!
-//! Every ratio is measured in this one run, on this machine, without and with mosix in turn (A B A B), and compares the
-//! medians: a number from another day or another machine says nothing. A missed goal is a word in the table and never an
+//! Every ratio is measured in this one run, on this machine, without and with mosix in turn (A B, B A), and is the median of
+//! the rounds' ratios: a number from another day or another machine says nothing. A missed goal is a word in the table and never an
 //! error; what could not be measured is one.
 
 mod away;
@@ -57,7 +57,7 @@ pub fn run(args: Args) -> Result<()> {
     let stage = Stage::new("bench", &mosix)?;
     stage.up(2, &[])?;
     let extent = Extent {
-        rounds: if args.quick { 3 } else { 5 },
+        rounds: if args.quick { 4 } else { 9 },
         quick: args.quick,
     };
     let mut report = Report::new(args.filter)?;

@@ -35,12 +35,27 @@ pub struct Row {
     kind: Kind,
     without_ns: Option<f64>,
     with_ns: Option<f64>,
+    /// The median of the rounds.
     value: Option<f64>,
+    /// Where the middle half of the rounds lies.
+    middle: Option<(f64, f64)>,
+    /// Rounds measured.
+    rounds: usize,
     goal: f64,
-    met: Option<bool>,
-    /// How far the rounds without mosix are apart, as a part of their median: what the machine's other work does to a number.
-    noise: Option<f64>,
+    verdict: Option<Verdict>,
     error: Option<String>,
+}
+
+/// What the rounds say of the goal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    /// Three quarters of the rounds meet it.
+    Met,
+    /// Three quarters of the rounds miss it.
+    Missed,
+    /// Neither: the machine's other work is larger than the difference.
+    Undecided,
 }
 
 /// The whole result.
@@ -73,16 +88,36 @@ pub fn median(values: &[f64]) -> Option<f64> {
     }
 }
 
-/// Runs `without` and `with` in turn.
+/// The value below which a part of the values lies; none of an empty list.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "there are a handful of rounds"
+)]
+fn quantile(values: &[f64], part: f64) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = part * (sorted.len().checked_sub(1)?) as f64;
+    let (low, high) = (sorted.get(at.floor() as usize)?, sorted.get(at.ceil() as usize)?);
+    Some(low + (high - low) * at.fract())
+}
+
+/// Runs `without` and `with` in turn: A B, B A, A B …, so that a load that grows or shrinks favours neither.
 pub fn turns(
     rounds: usize,
     mut without: impl FnMut() -> Result<f64>,
     mut with: impl FnMut() -> Result<f64>,
 ) -> Result<Turns> {
     let mut turns = Turns::default();
-    for _ in 0..rounds {
-        turns.without.push(without()?);
-        turns.with.push(with()?);
+    for round in 0..rounds {
+        if round % 2 == 0 {
+            turns.without.push(without()?);
+            turns.with.push(with()?);
+        } else {
+            turns.with.push(with()?);
+            turns.without.push(without()?);
+        }
     }
     Ok(turns)
 }
@@ -140,8 +175,9 @@ impl Report {
             without_ns: None,
             with_ns: None,
             value: None,
-            met: None,
-            noise: None,
+            middle: None,
+            rounds: 0,
+            verdict: None,
             error: None,
         };
         match measure().and_then(|turns| row.fill(&turns)) {
@@ -182,10 +218,10 @@ impl Report {
         for group in groups {
             text += &format!("\n{group}\n");
             let rows = self.rows.iter().filter(|row| row.group == group).map(Row::cells);
-            let head = ["WHAT", "WITHOUT", "WITH", "RESULT", "GOAL", "MET", "NOISE"];
+            let head = ["WHAT", "WITHOUT", "WITH", "RESULT", "MIDDLE HALF", "GOAL", "VERDICT"];
             text += &table::layout(&head, &rows.collect::<Vec<_>>(), 1);
         }
-        text += "\nNOISE: how far the runs without mosix are apart; a result that close to its goal is undecided.\n";
+        text += "\nRESULT: the median of the rounds, each compared within itself. Undecided: the goal lies within the middle half of the rounds.\n";
         for row in &self.rows {
             if let Some(error) = &row.error {
                 text += &format!("not measured: {}: {error}\n", row.name);
@@ -197,22 +233,30 @@ impl Report {
 
 impl Row {
     fn fill(&mut self, turns: &Turns) -> Result<()> {
-        let with = median(&turns.with).context("nothing was measured")?;
-        let without = median(&turns.without);
-        let value = match (self.kind, without) {
-            (Kind::Milliseconds, _) => with / 1e6,
-            (Kind::Ratio, Some(without)) => with / without,
-            (Kind::MoreMilliseconds, Some(without)) => (with - without) / 1e6,
-            (_, None) => anyhow::bail!("nothing was measured without mosix"),
+        self.with_ns = Some(median(&turns.with).context("nothing was measured")?);
+        self.without_ns = median(&turns.without);
+        ensure!(
+            self.kind == Kind::Milliseconds || turns.without.len() == turns.with.len(),
+            "nothing was measured without mosix"
+        );
+        // Both turns of a round met the same load, or nearly: so rounds are compared, not medians over all of them.
+        let rounds: Vec<f64> = match self.kind {
+            Kind::Milliseconds => turns.with.iter().map(|with| with / 1e6).collect(),
+            Kind::Ratio => turns.with.iter().zip(&turns.without).map(|(a, b)| a / b).collect(),
+            Kind::MoreMilliseconds => {
+                let pairs = turns.with.iter().zip(&turns.without);
+                pairs.map(|(a, b)| (a - b) / 1e6).collect()
+            }
         };
-        ensure!(value.is_finite(), "{with} against {without:?} ns is no result");
-        if let Some(without) = without {
-            let most = turns.without.iter().copied().fold(f64::MIN, f64::max);
-            let least = turns.without.iter().copied().fold(f64::MAX, f64::min);
-            self.noise = Some((most - least) / without);
-        }
-        (self.without_ns, self.with_ns) = (without, Some(with));
-        (self.value, self.met) = (Some(value), Some(value <= self.goal));
+        let all = || quantile(&rounds, 0.25).zip(quantile(&rounds, 0.75)).zip(median(&rounds));
+        let ((low, high), value) = all().context("nothing was measured")?;
+        ensure!(low.is_finite() && high.is_finite(), "{rounds:?} is no result");
+        (self.value, self.middle, self.rounds) = (Some(value), Some((low, high)), rounds.len());
+        self.verdict = Some(match self.goal {
+            goal if high <= goal => Verdict::Met,
+            goal if low > goal => Verdict::Missed,
+            _ => Verdict::Undecided,
+        });
         Ok(())
     }
 
@@ -230,15 +274,20 @@ impl Row {
 
     fn cells(&self) -> Vec<String> {
         let dash = || "-".to_owned();
-        let met = |met| if met { "yes" } else { "NO" }.to_owned();
+        let verdict = |verdict| match verdict {
+            Verdict::Met => "met".to_owned(),
+            Verdict::Missed => "MISSED".to_owned(),
+            Verdict::Undecided => "undecided".to_owned(),
+        };
+        let middle = |(low, high)| format!("{} .. {}", self.number(low), self.number(high));
         vec![
             self.name.clone(),
             self.without_ns.map_or_else(dash, time),
             self.with_ns.map_or_else(dash, time),
             self.shown(),
+            self.middle.map_or_else(dash, middle),
             format!("≤ {}", self.number(self.goal)),
-            self.met.map_or_else(dash, met),
-            self.noise.map_or_else(dash, |noise| format!("{:.0} %", noise * 100.0)),
+            self.verdict.map_or_else(dash, verdict),
         ]
     }
 }
@@ -282,21 +331,26 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0, 1.0, 100.0]), Some(3.0));
         assert_eq!(median(&[1.0, 2.0, 4.0, 100.0]), Some(3.0));
+        assert_eq!(quantile(&[4.0, 1.0, 2.0, 3.0, 5.0], 0.25), Some(2.0));
+        assert_eq!(quantile(&[1.0, 2.0], 0.75), Some(1.75));
+        assert_eq!(quantile(&[], 0.5), None);
         assert_eq!(median_of("ready\n5\n7\n6\n").unwrap(), 6.0);
         assert!(median_of("ready\n").is_err());
     }
 
     #[test]
     fn goals_are_judged() {
-        let ratio = filled(Kind::Ratio, 1.4, &[100.0, 110.0, 90.0], &[150.0, 150.0, 10.0]);
-        assert_eq!(
-            (ratio.value, ratio.met, ratio.noise),
-            (Some(1.5), Some(false), Some(0.2))
-        );
+        let ratio = filled(Kind::Ratio, 1.4, &[100.0, 110.0, 90.0], &[150.0, 165.0, 9.0]);
+        assert_eq!((ratio.value, ratio.rounds), (Some(1.5), 3));
+        assert_eq!(ratio.verdict, Some(Verdict::Undecided));
+        // A load that slows both turns of a round down changes nothing.
+        let loaded = filled(Kind::Ratio, 1.4, &[100.0, 1000.0, 100.0], &[150.0, 1500.0, 150.0]);
+        assert_eq!((loaded.value, loaded.middle), (Some(1.5), Some((1.5, 1.5))));
+        assert_eq!(loaded.verdict, Some(Verdict::Missed));
         let more = filled(Kind::MoreMilliseconds, 5.0, &[1e6], &[4e6]);
-        assert_eq!((more.value, more.met), (Some(3.0), Some(true)));
-        let alone = filled(Kind::Milliseconds, 15.0, &[], &[16e6]);
-        assert_eq!((alone.value, alone.met, alone.noise), (Some(16.0), Some(false), None));
+        assert_eq!((more.value, more.verdict), (Some(3.0), Some(Verdict::Met)));
+        let alone = filled(Kind::Milliseconds, 15.0, &[], &[16e6, 17e6]);
+        assert_eq!((alone.value, alone.verdict), (Some(16.5), Some(Verdict::Missed)));
     }
 
     #[test]
