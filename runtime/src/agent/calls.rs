@@ -18,7 +18,7 @@ use crate::syscall::marshal::Scatter;
 use mosix_sys::notif::Notification;
 use mosix_wire::call::{NEEDS_HOME, Reply};
 use mosix_wire::ids::{Seq, Tid};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 
 /// What the agent does with new calls.
@@ -108,7 +108,7 @@ struct Thread {
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    threads: HashMap<i32, Thread>,
+    threads: BTreeMap<i32, Thread>,
     /// Every call made from the stub runs natively: all threads sit in it on the agent's behalf.
     capturing: bool,
 }

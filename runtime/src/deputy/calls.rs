@@ -14,9 +14,10 @@ use crate::syscall::{policy, relocate};
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::{SHARED, SLOT_BUFFER, SLOT_BUFFER_SIZE, STATE_DONE};
 use mosix_wire::call::{Call, NEEDS_HOME, Reply};
+use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, NodeName, Pid, Seq, Tid};
 use mosix_wire::link::ToHost;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -108,7 +109,7 @@ pub struct Deputy {
     pub pid: i32,
     window: Window,
     /// Slot of each thread.
-    slots: RwLock<HashMap<i32, u32>>,
+    slots: RwLock<BTreeMap<i32, u32>>,
     records: Vec<Mutex<Record>>,
     arena: Mutex<Arena>,
     gate: Mutex<Gate>,
@@ -347,10 +348,16 @@ impl Deputy {
             record.state = State::Answered(reply, Vec::new());
             return;
         }
-        match self.start(slot, call.clone(), payload, resume, &mut record.written) {
-            Ok(mut open) => {
-                open.job = opens(open.call.nr).then(|| Arc::clone(job));
-                record.state = State::Open(open);
+        match self.start(slot, &call, payload, resume, &mut record.written) {
+            Ok((buffer, span)) => {
+                let job = opens(call.nr).then(|| Arc::clone(job));
+                record.state = State::Open(Open {
+                    call,
+                    buffer,
+                    span,
+                    since: Instant::now(),
+                    job,
+                });
                 // Without the lock: the completion thread may want it before this one runs again.
                 drop(record);
                 let _ = self.window.wake(slot);
@@ -364,14 +371,15 @@ impl Deputy {
         }
     }
 
+    /// Gives a slot the call; where its buffer is, and whether that is a span of the arena.
     fn start(
         &self,
         slot: u32,
-        call: Call,
+        call: &Call,
         payload: &[u8],
         resume: Option<Resume>,
         written: &mut u64,
-    ) -> Result<Open, StartError> {
+    ) -> Result<(u64, bool), StartError> {
         let size = call.size as usize;
         let span = size > SLOT_BUFFER_SIZE as usize;
         let buffer = if span {
@@ -380,7 +388,7 @@ impl Deputy {
             slot_offset(slot) + SLOT_BUFFER
         };
         let mut bytes = vec![0; size];
-        let placed = relocate::place(&call, payload, &mut bytes, SHARED + buffer).map_err(StartError::from);
+        let placed = relocate::place(call, payload, &mut bytes, SHARED + buffer).map_err(StartError::from);
         let posted = placed.and_then(|mut args| {
             let mut nr = i64::from(call.nr);
             match resume {
@@ -398,13 +406,7 @@ impl Deputy {
         if posted.is_err() && span {
             lock(&self.arena).give(buffer);
         }
-        posted.map(|()| Open {
-            call,
-            buffer,
-            span,
-            since: Instant::now(),
-            job: None,
-        })
+        posted.map(|()| (buffer, span))
     }
 
     /// Takes ended calls off the ring and answers them.
@@ -504,7 +506,7 @@ impl Deputy {
     /// Leaves a reply to the next flush of the session that it gives; none when the body is nowhere away.
     fn send_later(&self, reply: &Reply, payload: &[u8]) -> Option<Arc<Session>> {
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner).clone()?;
-        match postcard::to_stdvec(&ToHost::Reply(reply.clone())) {
+        match encode_body(&ToHost::Reply(reply.clone())) {
             Ok(body) => {
                 if let Err(error) = session.send_later(&body, &[payload]) {
                     tracing::debug!(pid = self.pid, %error, "reply not sent; it is kept");

@@ -171,7 +171,8 @@ impl Header {
 
 /// Encodes a message as a frame body.
 pub fn encode_body<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
-    let body = postcard::to_stdvec(message).map_err(|_| FrameError::Message)?;
+    // Room for most messages: growing byte by byte would allocate several times for each call.
+    let body = postcard::to_extend(message, Vec::with_capacity(128)).map_err(|_| FrameError::Message)?;
     if body.len() > limits::FRAME_BODY {
         return Err(FrameError::Body(body.len() as u64, limits::FRAME_BODY as u64));
     }

@@ -60,7 +60,12 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
         commands(1, extent.rounds, &["sh", "-c", make], &nothing)
     });
     report.row(GROUP, "find over /usr/share", Kind::Ratio, 1.05, || {
-        commands(1, many, &["find", "/usr/share", "-type", "f", "-size", "+100k"], &nothing)
+        commands(
+            1,
+            many,
+            &["find", "/usr/share", "-type", "f", "-size", "+100k"],
+            &nothing,
+        )
     });
     let files = extent.of(1000, 4000);
     let create = ["tar", "-cf", "tree.tar", "tree"];

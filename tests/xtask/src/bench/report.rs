@@ -248,7 +248,11 @@ impl Row {
                 pairs.map(|(a, b)| (a - b) / 1e6).collect()
             }
         };
-        let all = || quantile(&rounds, 0.25).zip(quantile(&rounds, 0.75)).zip(median(&rounds));
+        let all = || {
+            quantile(&rounds, 0.25)
+                .zip(quantile(&rounds, 0.75))
+                .zip(median(&rounds))
+        };
         let ((low, high), value) = all().context("nothing was measured")?;
         ensure!(low.is_finite() && high.is_finite(), "{rounds:?} is no result");
         (self.value, self.middle, self.rounds) = (Some(value), Some((low, high)), rounds.len());
