@@ -55,6 +55,7 @@ fn take(pid: i32) -> (ProcessImage, Window, Frozen) {
         mm: capture::mm(pid, captured.brk).expect("mm"),
         actions: captured.actions,
         pending: captured.pending,
+        signals: 0,
         clocks: capture::clocks(),
         vdso: vdso(&ProcMem::force(pid).expect("mem"), &before),
         cpu: CpuImage::default(),

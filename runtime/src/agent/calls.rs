@@ -139,6 +139,8 @@ pub enum Step {
     Again(Option<(Tid, Seq)>),
     /// It is the parked call again, and it is over: answer it.
     Answered(Box<Over>),
+    /// The same, but only under the tracer's eyes.
+    Due(Box<Over>),
     /// It waits for the freeze.
     Held,
     /// The thread is being stopped: answer with the restart code.
@@ -265,7 +267,17 @@ impl Calls {
             mask: None,
         };
         match thread.parked.take_if(|parked| parked.made == made) {
-            Some(Parked { over: Some(over), .. }) => return Step::Answered(Box::new(over)),
+            Some(Parked { over: Some(over), .. }) => {
+                let code = match &over {
+                    Over::Reply(_, reply, _) => reply.result,
+                    Over::Result(result) => *result,
+                };
+                if thread.due || is_restart(code) {
+                    thread.waiting = Some(waiting);
+                    return Step::Due(Box::new(over));
+                }
+                return Step::Answered(Box::new(over));
+            }
             Some(Parked { sent, over: None, .. }) => {
                 waiting.cancelled = thread.due;
                 let cancel = thread.due.then_some((thread.tid, Seq(sent.seq)));
@@ -306,13 +318,13 @@ impl Calls {
         }
     }
 
-    /// The notification was answered here, without home. False when it was not waiting any more: then the answer must not be given.
-    pub fn settled(&self, host: i32, id: u64) -> bool {
+    /// The notification was answered here, without home. None when it was not waiting any more: then the answer must not be given. True
+    /// when signals waited for its end, which nobody else will tell of.
+    pub fn settled(&self, host: i32, id: u64) -> Option<bool> {
         let mut state = self.lock();
-        let Some(thread) = state.threads.get_mut(&host) else {
-            return false;
-        };
-        thread.waiting.take_if(|waiting| waiting.id == id).is_some()
+        let thread = state.threads.get_mut(&host)?;
+        thread.waiting.take_if(|waiting| waiting.id == id)?;
+        Some(std::mem::take(&mut thread.due))
     }
 
     /// The thread, by its number at home, that waits in mmap for home's word about a file: its number here, the notification, the
@@ -369,11 +381,6 @@ impl Calls {
             };
         }
         match &mut thread.parked {
-            // An interrupted call is made again, as a new one.
-            Some(parked) if parked.sent.seq == reply.seq.0 && is_restart(reply.result) => {
-                thread.parked = None;
-                Replied::Kept
-            }
             Some(parked) if parked.sent.seq == reply.seq.0 => {
                 parked.over = Some(Over::Reply(parked.sent.clone(), reply.clone(), payload.to_vec()));
                 Replied::Kept
@@ -389,7 +396,6 @@ impl Calls {
             return;
         };
         match &mut thread.parked {
-            Some(_) if is_restart(result) => thread.parked = None,
             Some(parked) => parked.over = Some(Over::Result(result)),
             None => {}
         }
@@ -446,8 +452,11 @@ impl Calls {
             thread.due |= open;
             return open.then_some(None);
         };
-        let seq = waiting.sent.as_ref()?.seq;
         thread.due = true;
+        let Some(Sent { seq, .. }) = waiting.sent else {
+            // It is on its way, or one that the process comes home for: then they go with it.
+            return Some(None);
+        };
         let first = !waiting.cancelled;
         waiting.cancelled = true;
         Some(first.then_some(Seq(seq)))
@@ -457,8 +466,9 @@ impl Calls {
     pub fn take_due(&self, host: i32) -> Option<(u64, Option<u64>)> {
         let mut state = self.lock();
         let thread = state.threads.get_mut(&host)?;
+        let waiting = thread.waiting.take()?;
         thread.due = false;
-        thread.waiting.take().map(|waiting| (waiting.id, waiting.mask))
+        Some((waiting.id, waiting.mask))
     }
 
     /// The mask that the thread's call brought with it.

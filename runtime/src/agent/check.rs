@@ -212,6 +212,7 @@ mod tests {
             mm: MmImage::default(),
             actions: vec![SigAction::default(); 64],
             pending: vec![],
+            signals: 0,
             clocks: Clocks::default(),
             vdso: None,
             cpu: cpu::record(),

@@ -22,7 +22,7 @@ use crate::process::layout::{Run, runs};
 use crate::process::maps::{self, Mapping};
 use crate::process::materialise::stop_all;
 use crate::process::memory;
-use crate::process::restart::Standing;
+use crate::process::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Standing};
 use crate::process::step;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace;
@@ -152,10 +152,23 @@ pub fn begin(
             Some(Over::Result(result)) => Some(result),
             None => None,
         };
-        if let Some(result) = result {
-            thread.regs.set_rax(result as u64);
-            thread.regs.set_orig_rax(u64::MAX);
-            thread.standing = Standing::User;
+        match result {
+            // The kernel that resumes it decides what a signal makes of it.
+            Some(result @ (ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND)) => thread.regs.set_rax(result as u64),
+            Some(ERESTART_RESTARTBLOCK) => {
+                let due = process.signals.has_due(calls.calls.home_tid(thread.tid));
+                thread.regs.set_rax(if due { EINTR } else { ERESTARTNOINTR } as u64);
+                if due {
+                    thread.regs.set_orig_rax(u64::MAX);
+                    thread.standing = Standing::User;
+                }
+            }
+            Some(result) => {
+                thread.regs.set_rax(result as u64);
+                thread.regs.set_orig_rax(u64::MAX);
+                thread.standing = Standing::User;
+            }
+            None => {}
         }
         seqs.push((leaving.seq, leaving.in_flight));
     }
@@ -172,9 +185,7 @@ pub fn begin(
             return Err(error);
         }
     };
-    for (thread, frozen) in image.threads.iter_mut().zip(&frozen.threads) {
-        process.signals.make_true(frozen.tid, &mut thread.pending);
-    }
+    image.signals = process.signals.inbox.0;
     for (tid, info) in process.signals.undelivered() {
         let info = SigInfo(info.to_vec());
         match tid.and_then(|tid| image.threads.iter_mut().find(|thread| thread.tid == tid)) {
@@ -291,6 +302,7 @@ fn image_of(
         mm: capture::mm(pid, captured.brk)?,
         actions: captured.actions,
         pending: captured.pending,
+        signals: 0,
         clocks,
         vdso: old.vdso.clone(),
         cpu: crate::cpu::captured_here(&old.cpu),

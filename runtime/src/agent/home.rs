@@ -5,6 +5,7 @@ use super::{mapping, serve};
 use crate::link::Frame;
 use mosix_wire::link::{ToHome, ToHost};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Serves the session until it is over.
 pub fn run(shared: &Arc<Shared>) {
@@ -28,7 +29,15 @@ pub fn run(shared: &Arc<Shared>) {
 
 fn take(shared: &Arc<Shared>, message: ToHost, payload: &[u8]) -> Result<(), String> {
     match message {
+        // A signal that left home before an answer is in the body before it: a program that signals itself counts on that.
+        ToHost::Reply(reply) if shared.signals.load(Ordering::Acquire) > 0 => {
+            shared.command(Command::Reply(reply, payload.to_vec()));
+        }
         ToHost::Reply(reply) => serve::replied(shared, &reply, payload),
+        ToHost::Signal { .. } => {
+            shared.signals.fetch_add(1, Ordering::AcqRel);
+            shared.command(Command::Home(message));
+        }
         ToHost::Hello { job, home, .. } if job != shared.config.job || home != shared.config.home => {
             return Err("home has begun another life".to_owned());
         }

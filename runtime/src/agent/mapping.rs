@@ -11,7 +11,7 @@
 //! Whatever goes wrong on the way brings the process home, where the call is made again.
 
 use super::files::Files;
-use super::serve::send;
+use super::serve::settle;
 use super::shared::{BodyCalls, Command, Shared, lock};
 use mosix_sys::notif::{Answer, Notification};
 use mosix_wire::ids::{Pid, Tid};
@@ -54,10 +54,8 @@ pub fn ask(shared: &Shared, body: &BodyCalls, tid: Tid, n: &Notification) {
 pub fn answered(shared: &Shared, (pid, tid): Who, answer: MapAnswer) {
     match answer {
         MapAnswer::Errno(errno) => {
-            if let Some((body, host, id)) = waits(shared, (pid, tid))
-                && body.calls.settled(host, id)
-            {
-                send(&body, host, id, Answer::Result(-i64::from(errno.clamp(1, 4095))));
+            if let Some((body, host, id)) = waits(shared, (pid, tid)) {
+                settle(shared, &body, host, id, Answer::Result(-i64::from(errno.clamp(1, 4095))));
             }
         }
         MapAnswer::AtHome => come_home(shared, (pid, tid)),
@@ -128,11 +126,7 @@ fn map(shared: &Shared, who: Who, file: &FileRef) -> bool {
     };
     use std::os::fd::AsFd as _;
     match body.listener.add_fd(id, memfd.as_fd(), Some(fd), true) {
-        Ok(_) => {
-            if body.calls.settled(host, id) {
-                send(&body, host, id, Answer::Continue);
-            }
-        }
+        Ok(_) => settle(shared, &body, host, id, Answer::Continue),
         Err(Errno::ENOENT) => {}
         Err(error) => {
             tracing::debug!(pid = %who.0, fd, %error, "a file for a mapping");

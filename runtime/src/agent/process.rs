@@ -4,10 +4,10 @@ use super::build::Built;
 use super::depart::Departure;
 use super::serve;
 use super::shared::{BodyCalls, Shared};
-use super::signals::{self, Delivery, Signals};
+use super::signals::{self, Delivery, Signals, settle_body};
 use crate::contract::commit::Host;
 use crate::process::freeze::{Frozen, FrozenThread, put_back, wait_for};
-use crate::process::restart::{ERESTARTNOINTR, Standing, settle};
+use crate::process::restart::{ERESTARTNOINTR, Standing};
 use mosix_sys::notif::Answer;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event};
@@ -36,6 +36,8 @@ pub struct Process {
     pub calls: Option<Arc<BodyCalls>>,
     /// Threads that live, by this node's numbers.
     pub tids: Vec<i32>,
+    /// Home let it run.
+    pub released: bool,
     /// Its threads stand still, for a departure, for a lease, or because the deputy is stopped.
     pub frozen: Option<Frozen>,
     /// The deputy is stopped: so is the body.
@@ -54,6 +56,8 @@ pub struct Process {
     pub bytes: u64,
     /// How it ended.
     pub how: Exit,
+    /// A signal was about to end it while it was being stopped: it ends so now.
+    pub fatal: Option<Exit>,
     /// Why something went wrong, for home.
     pub why: String,
     /// The stream on which home wants it.
@@ -70,6 +74,7 @@ impl Process {
             built: None,
             calls: None,
             tids: Vec::new(),
+            released: false,
             frozen: None,
             stopped: false,
             held: false,
@@ -82,6 +87,7 @@ impl Process {
                 signal: libc::SIGKILL as u8,
                 core: false,
             },
+            fatal: None,
             why: String::new(),
             way: None,
         }
@@ -125,7 +131,7 @@ impl Process {
                     Delivery::Deliver(signal) => signal,
                     Delivery::Nothing => 0,
                     Delivery::Fatal(how) => {
-                        self.how = how;
+                        self.fatal = Some(how);
                         return Err(io::Error::from_raw_os_error(libc::ESRCH));
                     }
                 };
@@ -204,7 +210,7 @@ impl Process {
                 Ok(true) => {
                     let mut regs = ptrace::regs(tid)?;
                     let raw = regs.rax();
-                    let standing = settle(&mut regs, |_| false);
+                    let standing = settle_body(self, tid, &mut regs);
                     return Ok(Some(FrozenThread {
                         tid,
                         regs,
@@ -281,6 +287,8 @@ impl Process {
         self.departure = None;
         self.incoming = None;
         self.signals = Signals::default();
+        self.fatal = None;
+        self.released = false;
         self.stopped = false;
         self.held = false;
         self.way = None;

@@ -83,6 +83,12 @@ impl Server<'_> {
                 }
                 Over::Result(result) => self.send(Answer::Result(result)),
             },
+            Step::Due(over) => match *over {
+                Over::Reply(sent, reply, payload) => {
+                    due(self.shared, self.body, self.n.tid, &sent.scatter, &reply, &payload);
+                }
+                Over::Result(result) => self.shared.command(Command::Due(self.body.pid, self.n.tid, result)),
+            },
             Step::Rewind => self.send(Answer::Result(ERESTARTNOINTR)),
             Step::Own => self.send(Answer::Continue),
             // A thread that nobody announced: a body has none.
@@ -92,9 +98,7 @@ impl Server<'_> {
 
     /// Answers without having waited for home.
     fn answer(&self, answer: Answer) {
-        if self.calls().settled(self.n.tid, self.n.id) {
-            self.send(answer);
-        }
+        settle(self.shared, self.body, self.n.tid, self.n.id, answer);
     }
 
     fn send(&self, answer: Answer) {
@@ -177,7 +181,7 @@ impl Server<'_> {
                 .command(Command::Exit(self.body.pid, Exit::Code(status & 0xff)));
             return;
         }
-        if self.calls().settled(self.n.tid, self.n.id) {
+        if self.calls().settled(self.n.tid, self.n.id).is_some() {
             self.shared.thread_ended(self.body, tid, status);
             self.calls().ended(self.n.tid);
             self.send(Answer::Continue);
@@ -242,6 +246,16 @@ impl Server<'_> {
     }
 }
 
+/// Answers a notification that home has no part in, when it still waits. Signals that waited for its end are placed then.
+pub fn settle(shared: &Shared, body: &BodyCalls, host: i32, id: u64, answer: Answer) {
+    if let Some(due) = body.calls.settled(host, id) {
+        send(body, host, id, answer);
+        if due {
+            shared.command(Command::Late(body.pid));
+        }
+    }
+}
+
 /// Answers a notification. That its thread is gone is nobody's error.
 pub fn send(body: &BodyCalls, host: i32, id: u64, answer: Answer) {
     match body.listener.send(id, answer) {
@@ -262,18 +276,25 @@ pub fn finish(body: &BodyCalls, host: i32, id: u64, scatter: &Scatter, reply: &R
     send(body, host, id, Answer::Result(result));
 }
 
-/// A reply from home: on the session's receiving thread.
+/// Signals wait for the end of a call: what it leaves behind (data, the rest of a sleep) is written as home's kernel wrote it, and the
+/// tracer ends it.
+fn due(shared: &Shared, body: &BodyCalls, host: i32, scatter: &Scatter, reply: &Reply, payload: &[u8]) {
+    let result = match scatter.apply(&Guest::of(host), reply, payload) {
+        Ok(result) => result,
+        Err(error) => {
+            tracing::error!(pid = %body.pid, tid = host, %error, "home's reply");
+            -i64::from(libc::EIO)
+        }
+    };
+    shared.command(Command::Due(body.pid, host, result));
+}
+
+/// A reply from home: on the session's receiving thread, or the tracer's when signals go before it.
 pub fn replied(shared: &Shared, reply: &Reply, payload: &[u8]) {
     let Some(body) = shared.body(reply.pid) else { return };
     match body.calls.replied(reply, payload) {
         Replied::Answer { host, id, scatter } => finish(&body, host, id, &scatter, reply, payload),
-        Replied::Due { host, scatter } => {
-            // What the call leaves behind (data, the rest of a sleep) is written as home's kernel wrote it.
-            match scatter.apply(&Guest::of(host), reply, payload) {
-                Ok(result) => shared.command(Command::Due(body.pid, host, result)),
-                Err(error) => tracing::error!(pid = %body.pid, tid = host, %error, "home's reply"),
-            }
-        }
+        Replied::Due { host, scatter } => due(shared, &body, host, &scatter, reply, payload),
         Replied::NeedsHome { nr } => {
             tracing::debug!(pid = %reply.pid, nr, "home wants the process back for a call");
             shared.command(Command::WantHome(body.pid, nr as u32));

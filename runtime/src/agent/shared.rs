@@ -14,6 +14,7 @@ use crate::link::session::SendError;
 use crate::link::{Identity, Pins, Security, Session};
 use mosix_sys::notif::Listener;
 use mosix_sys::procmem::ProcMem;
+use mosix_wire::call::Reply;
 use mosix_wire::control::Fingerprint;
 use mosix_wire::frame;
 use mosix_wire::ids::{Epoch, JobId, NodeName, Nonce, Pid, Tid};
@@ -24,7 +25,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
@@ -91,6 +92,10 @@ pub enum Command {
     Filled(Pid, Epoch, u64),
     /// The stream of an image broke, or it is wrong.
     Broken(Pid, Epoch, String),
+    /// Home's answer to a call, which came behind signals that are still to be placed.
+    Reply(Reply, Vec<u8>),
+    /// Signals waited for the end of a call that home did not get.
+    Late(Pid),
     /// A call is over for whose end signals waited: thread on this node, result.
     Due(Pid, i32, i64),
     /// A thread made a call that runs only at home.
@@ -132,6 +137,8 @@ pub struct Shared {
     pub files: Mutex<Files>,
     /// Files that bodies map while they are here.
     pub fetches: Mutex<Fetches>,
+    /// Signals of home that the tracer has not looked at yet: an answer that comes behind them waits for them.
+    pub signals: AtomicUsize,
     expected: Mutex<HashMap<NodeName, Fingerprint>>,
     announced: Condvar,
     /// Home's monotonic and boot time less this node's, at least: what the quickest message showed.
@@ -190,6 +197,7 @@ impl Shared {
             bodies: RwLock::default(),
             files: Mutex::default(),
             fetches: Mutex::default(),
+            signals: AtomicUsize::new(0),
             expected: Mutex::default(),
             announced: Condvar::new(),
             ahead: Mutex::default(),

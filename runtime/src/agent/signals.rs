@@ -4,19 +4,23 @@
 //! end of a call that is open at home need help:
 //!
 //! ```text
-//!  no thread takes it      the body queues it to itself, with the true siginfo: it is pending natively
+//!  came before             not taken again (contract "owner")
 //!  ignored                 dropped
 //!  deadly by default       the body ends
 //!  thread in a home call   Cancel; home's answer ends the call natively, under PTRACE_INTERRUPT, then as below
-//!  else                    tgkill, and the true siginfo at the delivery stop
+//!  else                    the stopped thread queues it to itself, or to its process when no thread takes it now: only so may
+//!                          siginfo be true, and what is pending is wholly the kernel's
 //! ```
 //! See design.md, "Signals"; ptrace(2) for delivery stops.
 
 use super::process::Process;
 use super::serve;
 use super::shared::Shared;
+use crate::contract::owner::Inbox;
 use crate::process::freeze::wait_for;
-use crate::process::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOINTR, settle};
+use crate::process::restart::{
+    EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Standing, settle,
+};
 use crate::process::step;
 use crate::process::window::Window;
 use crate::syscall::decide::{Decision, decide};
@@ -26,55 +30,103 @@ use mosix_sys::notif::Answer;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event, RawSigInfo};
 use mosix_wire::ids::Tid;
-use mosix_wire::image::SigInfo;
+use mosix_wire::image::{ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::link::{Exit, ToHome};
-use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Standard signals are not queued twice.
-const FIRST_REAL_TIME: i32 = 32;
-const SI_TKILL: i32 = -6;
 /// Where an injected call's siginfo lies in the buffer of its thread's slot.
 const INFO_AT: usize = 0x1000;
 const LIMIT: Duration = Duration::from_secs(2);
+/// Home is told after so many signals that it need not keep them.
+const TOOK_EVERY: u64 = 16;
 /// Offset of uc_sigmask in the frame of a handler: return address, then ucontext's flags, link, stack and mcontext.
 const FRAME_MASK: u64 = 8 + 8 + 8 + 24 + 256;
 
 /// Signals on their way to one body.
 #[derive(Debug, Default)]
 pub struct Signals {
-    /// Sent with tgkill, not delivered yet, with what home said of them.
-    expected: HashMap<(i32, i32), VecDeque<RawSigInfo>>,
-    /// Wait for the end of a call, or for the body to run again.
+    /// What the body has of home's signals.
+    pub inbox: Inbox,
+    /// Wait for the end of a call of that thread, or for the body to run again.
     due: Vec<(Option<Tid>, RawSigInfo)>,
-    /// Threads whose call was answered with a restart code on purpose.
+    /// Some of them could not be placed: to be tried again.
+    pub late: bool,
+    /// Threads whose call ended with a restart code that means what it says.
     coded: Vec<i32>,
 }
 
 impl Signals {
-    /// Gives captured pending signals of a thread their true siginfo: what the agent had sent itself shows only the agent.
-    pub fn make_true(&self, host: i32, pending: &mut [SigInfo]) {
-        let mut used: HashMap<i32, usize> = HashMap::new();
-        for pending in pending {
-            let Ok(info) = RawSigInfo::try_from(pending.0.as_slice()) else {
-                continue;
-            };
-            if code(&info) != SI_TKILL || sender(&info) != 0 {
-                continue;
-            }
-            let signal = number(&info);
-            let place = used.entry(signal).or_default();
-            if let Some(truth) = self.expected.get(&(host, signal)).and_then(|queue| queue.get(*place)) {
-                pending.0 = truth.to_vec();
-                *place += 1;
-            }
+    /// Those of an arriving image. What is due for a thread that makes a call which is open at home must not run before that call: it is
+    /// taken out of what the kernel will be given.
+    pub fn arriving(image: &mut ProcessImage) -> Self {
+        let mut due = Vec::new();
+        let mut carve = |pending: &mut Vec<SigInfo>, tid: Option<Tid>, mask: u64| {
+            pending.retain(|info| match RawSigInfo::try_from(info.0.as_slice()) {
+                Ok(info) if mask & bit(number(&info)) == 0 => {
+                    due.push((tid, info));
+                    false
+                }
+                _ => true,
+            });
+        };
+        let mut waiting = u64::MAX;
+        for thread in image.threads.iter_mut().filter(|thread| thread.in_flight) {
+            waiting &= thread.mask;
+            carve(&mut thread.pending, Some(thread.tid), thread.mask);
         }
+        carve(&mut image.pending, None, waiting);
+        Self {
+            inbox: Inbox(image.signals),
+            due,
+            late: false,
+            coded: Vec::new(),
+        }
+    }
+
+    /// The threads of the image are there, with these numbers: a call that an image shows as interrupted had begun.
+    pub fn arrived(&mut self, tids: &[i32], threads: &[ThreadImage]) {
+        let interrupted = |thread: &ThreadImage| {
+            let regs = ptrace::Regs(thread.regs);
+            !thread.in_flight && is_trapped(&regs) && matches!(regs.rax() as i64, ERESTARTSYS | ERESTARTNOHAND)
+        };
+        let coded = tids.iter().zip(threads).filter(|(_, thread)| interrupted(thread));
+        self.coded = coded.map(|(tid, _)| *tid).collect();
+    }
+
+    /// Whether something waits for the end of this thread's call.
+    pub fn has_due(&self, tid: Option<Tid>) -> bool {
+        self.due.iter().any(|(whose, _)| *whose == tid)
     }
 
     /// What was not delivered: the thread it is for, or the process, and siginfo.
     pub fn undelivered(&self) -> Vec<(Option<Tid>, RawSigInfo)> {
         self.due.clone()
+    }
+}
+
+/// Whether registers stand at a call that the agent answers.
+fn is_trapped(regs: &ptrace::Regs) -> bool {
+    let nr = regs.orig_rax();
+    (nr as i64) >= 0 && decide(table::row(nr as u32), &regs.args()) != Decision::Native
+}
+
+/// Classifies a stopped thread of a body, as [`settle`] does; but what a trapped call gave is its answer, and one that was not received
+/// yet has not begun.
+pub fn settle_body(process: &Process, tid: i32, regs: &mut ptrace::Regs) -> Standing {
+    if !is_trapped(regs) {
+        return settle(regs, |_| false);
+    }
+    match regs.rax() as i64 {
+        ERESTARTSYS | ERESTARTNOHAND if !process.signals.coded.contains(&tid) => {
+            regs.set_rax(ERESTARTNOINTR as u64);
+            Standing::Again
+        }
+        ERESTARTSYS | ERESTARTNOHAND | ERESTARTNOINTR => Standing::Again,
+        _ => {
+            regs.set_orig_rax(u64::MAX);
+            Standing::User
+        }
     }
 }
 
@@ -156,19 +208,26 @@ fn number(info: &RawSigInfo) -> i32 {
     i32::from_le_bytes([info[0], info[1], info[2], info[3]])
 }
 
-fn code(info: &RawSigInfo) -> i32 {
-    i32::from_le_bytes([info[8], info[9], info[10], info[11]])
-}
-
-fn sender(info: &RawSigInfo) -> i32 {
-    i32::from_le_bytes([info[16], info[17], info[18], info[19]])
-}
-
 /// Home forwards a signal. Gives how the body ended, when that is what it does.
-pub fn from_home(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: &SigInfo) -> Option<Exit> {
-    let Ok(info) = RawSigInfo::try_from(info.0.as_slice()) else {
+pub fn from_home(
+    shared: &Shared,
+    process: &mut Process,
+    number_at_home: u64,
+    tid: Option<Tid>,
+    info: &SigInfo,
+) -> Option<Exit> {
+    let calls = process.calls.clone()?;
+    // A captured body takes nothing that its image does not have, and one that home has not released nothing at all: home sends it
+    // again, wherever the body goes on.
+    if !process.released || process.departure.is_some() || !process.signals.inbox.admit(number_at_home) {
         return None;
-    };
+    }
+    if number_at_home.is_multiple_of(TOOK_EVERY) {
+        let (pid, epoch) = (calls.pid, calls.epoch());
+        let number = number_at_home;
+        shared.tell(&ToHome::Took { pid, epoch, number }, &[]);
+    }
+    let info = RawSigInfo::try_from(info.0.as_slice()).ok()?;
     if !(1..=64).contains(&number(&info)) {
         return None;
     }
@@ -193,7 +252,8 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
     let signal = number(&info);
     let calls = process.calls.clone()?;
     let candidates: Vec<i32> = match tid {
-        Some(tid) => calls.calls.host_tid(tid).into_iter().collect(),
+        // One for a thread that has ended went with it.
+        Some(tid) => vec![calls.calls.host_tid(tid)?],
         None => process.tids.clone(),
     };
     let taker = candidates.iter().find_map(|tid| {
@@ -205,7 +265,7 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
     let Some((host, masks)) = taker else {
         // Nobody takes it now: it is pending, in the body's own kernel.
         let queued = queue_to_self(shared, process, tid.and(candidates.first().copied()), &info);
-        report(process, signal, queued);
+        process.placed(tid, info, queued);
         return None;
     };
     if masks.caught & bit(signal) == 0 {
@@ -222,8 +282,8 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
             }),
         };
     }
+    let home = calls.calls.home_tid(host);
     if let Some(cancel) = calls.calls.wait_for_call(host) {
-        let home = calls.calls.home_tid(host);
         process.signals.due.push((home, info));
         if let (Some(seq), Some(tid)) = (cancel, home) {
             shared.tell(
@@ -236,16 +296,9 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
                 &[],
             );
         }
-    } else if calls.calls.is_waiting(host) {
-        // It waits for the process to come home: the signal goes with it.
-        process.signals.due.push((calls.calls.home_tid(host), info));
-    } else if waits_for_signals(host) {
-        // sigwaitinfo(2) takes a signal without a delivery stop: it must be true from the start.
-        let queued = queue_to_self(shared, process, tid.map(|_| host), &info);
-        report(process, signal, queued);
     } else {
-        let sent = send(process, host, info);
-        report(process, signal, sent);
+        let queued = queue_to_self(shared, process, Some(host), &info);
+        process.placed(home, info, queued);
     }
     None
 }
@@ -264,34 +317,8 @@ fn stop_at_home(shared: &Shared, process: &Process, signal: i32) {
     }
 }
 
-fn report(process: &Process, signal: i32, result: io::Result<()>) {
-    if let Err(error) = result {
-        tracing::warn!(pid = %process.pid, signal, %error, "a signal could not be given to the body");
-    }
-}
-
-fn waits_for_signals(tid: i32) -> bool {
-    let call = std::fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
-    call.split(' ').next() == Some("128")
-}
-
-/// Sends a signal natively and remembers what it must look like.
-fn send(process: &mut Process, host: i32, info: RawSigInfo) -> io::Result<()> {
-    let signal = number(&info);
-    let group = process.built.as_ref().map_or(host, |built| built.body.pid);
-    let expected = process.signals.expected.entry((host, signal)).or_default();
-    if signal < FIRST_REAL_TIME && !expected.is_empty() {
-        return Ok(());
-    }
-    expected.push_back(info);
-    mosix_sys::process::tgkill(group, host, signal).map_err(io::Error::from)
-}
-
 /// A thread of the body is about to get a signal.
 pub fn at_stop(shared: &Shared, process: &mut Process, tid: i32, signal: i32) -> Delivery {
-    if !process.expects(tid, signal).unwrap_or(false) {
-        return Delivery::Nothing;
-    }
     let masks = masks(tid).unwrap_or_default();
     if masks.caught & bit(signal) == 0 {
         return match default_of(signal) {
@@ -320,11 +347,7 @@ pub fn at_stop(shared: &Shared, process: &mut Process, tid: i32, signal: i32) ->
 /// A trapped call that was interrupted before the agent received it has not begun: it must not end with EINTR.
 fn spare_call(tid: i32) {
     let Ok(mut regs) = ptrace::regs(tid) else { return };
-    let (nr, result) = (regs.orig_rax(), regs.rax() as i64);
-    if (nr as i64) < 0 || !matches!(result, -514 | -512) {
-        return;
-    }
-    if decide(table::row(nr as u32), &regs.args()) != Decision::Native {
+    if is_trapped(&regs) && matches!(regs.rax() as i64, ERESTARTSYS | ERESTARTNOHAND) {
         regs.set_rax(ERESTARTNOINTR as u64);
         let _ = ptrace::set_regs(tid, &regs);
     }
@@ -339,8 +362,14 @@ pub fn call_over(process: &mut Process, host: i32, result: i64) -> io::Result<()
     let Some(calls) = process.calls.clone() else {
         return Ok(());
     };
+    ptrace::interrupt(host)?;
+    let Some((id, mask)) = calls.calls.take_due(host) else {
+        // Its thread was stopped meanwhile, at the call's instruction: result and signals wait for it to make the call again.
+        calls.calls.over(host, result);
+        return Ok(());
+    };
     let tid = calls.calls.home_tid(host);
-    let infos = take_due(process, tid);
+    let infos = process.signals.take_due(tid);
     let answer = match result {
         // The deadline is home's; a handler ends such a call with EINTR whatever its flags, and without one it goes on.
         ERESTART_RESTARTBLOCK if infos.is_empty() => ERESTARTNOINTR,
@@ -348,24 +377,24 @@ pub fn call_over(process: &mut Process, host: i32, result: i64) -> io::Result<()
         -515 => ERESTARTNOINTR,
         other => other,
     };
-    ptrace::interrupt(host)?;
-    let Some((id, mask)) = calls.calls.take_due(host) else {
-        // Its thread was stopped meanwhile, at the call's instruction: result and signals wait for it to make the call again.
-        calls.calls.over(host, answer);
-        process.signals.due.extend(infos.into_iter().map(|info| (tid, info)));
-        return Ok(());
-    };
     serve::send(&calls, host, id, Answer::Result(answer));
-    process.wait_stop(host)?;
-    process.signals.coded.push(host);
+    if let Err(error) = process.wait_stop(host) {
+        process.signals.due.extend(infos.into_iter().map(|info| (tid, info)));
+        process.signals.late = true;
+        return Err(error);
+    }
     let old = ptrace::sigmask(host)?;
-    if let Some(mask) = mask {
-        ptrace::set_sigmask(host, mask)?;
+    let during = mask.unwrap_or(old);
+    if mask.is_some() {
+        ptrace::set_sigmask(host, during)?;
+    }
+    process.signals.coded.retain(|other| *other != host);
+    if infos.iter().any(|info| during & bit(number(info)) == 0) {
+        process.signals.coded.push(host);
     }
     for info in infos {
-        let signal = number(&info);
-        let sent = send(process, host, info);
-        report(process, signal, sent);
+        let queued = queue_stopped(process, host, true, &info);
+        process.placed(tid, info, queued);
     }
     if mask.is_some() {
         under_mask(process, host, old)?;
@@ -393,29 +422,30 @@ fn in_handler(regs: &ptrace::Regs) -> bool {
     regs.rdx() == regs.rsp() + 8
 }
 
-fn take_due(process: &mut Process, tid: Option<Tid>) -> Vec<RawSigInfo> {
-    let due = std::mem::take(&mut process.signals.due);
-    let (now, later) = due.into_iter().partition(|(whose, _)| *whose == tid);
-    process.signals.due = later;
-    let now: Vec<(Option<Tid>, RawSigInfo)> = now;
-    now.into_iter().map(|(_, info)| info).collect()
+impl Signals {
+    /// What waits for the end of this thread's call.
+    fn take_due(&mut self, tid: Option<Tid>) -> Vec<RawSigInfo> {
+        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.due)
+            .into_iter()
+            .partition(|(whose, _)| *whose == tid);
+        self.due = later;
+        now.into_iter().map(|(_, info)| info).collect()
+    }
 }
 
 impl Process {
-    /// At a delivery stop of an expected signal: its true siginfo is put in place.
-    fn expects(&mut self, tid: i32, signal: i32) -> io::Result<bool> {
-        let info = ptrace::siginfo(tid)?;
-        if code(&info) != SI_TKILL || sender(&info) != 0 {
-            return Ok(true);
-        }
-        match self
-            .signals
-            .expected
-            .get_mut(&(tid, signal))
-            .and_then(VecDeque::pop_front)
-        {
-            Some(truth) => ptrace::set_siginfo(tid, &truth).map(|()| true),
-            None => Ok(false),
+    /// A signal was queued, or could not be: then it is tried again, unless nobody is left to take it.
+    fn placed(&mut self, tid: Option<Tid>, info: RawSigInfo, result: io::Result<()>) {
+        match result {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                tracing::debug!(pid = %self.pid, signal = number(&info), "nobody is left for a signal");
+            }
+            Err(error) => {
+                tracing::warn!(pid = %self.pid, signal = number(&info), %error, "a signal has to wait");
+                self.signals.due.push((tid, info));
+                self.signals.late = true;
+            }
         }
     }
 
@@ -426,9 +456,8 @@ impl Process {
             match wait_for(tid, deadline)? {
                 Some(Event::Stop(_)) => return Ok(()),
                 Some(Event::Signal(signal)) => {
-                    let deliver = if self.expects(tid, signal)? { signal } else { 0 };
                     ptrace::interrupt(tid)?;
-                    ptrace::cont(tid, deliver)?;
+                    ptrace::cont(tid, signal)?;
                 }
                 Some(Event::Exited(_) | Event::Killed(..)) => {
                     self.thread_gone(tid);
@@ -446,29 +475,45 @@ impl Process {
 
 /// Makes the body queue a signal to itself: to a thread of it, or to the process. Only so may siginfo say anything.
 fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, info: &RawSigInfo) -> io::Result<()> {
-    let (Some(built), Some(calls)) = (&process.built, process.calls.clone()) else {
-        return Ok(());
+    let host = match (thread, &process.built) {
+        (Some(thread), _) => thread,
+        (None, Some(built)) => built.body.pid,
+        (None, None) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
     };
-    // The kernel lets a thread choose any siginfo only for a signal to its own number.
-    let host = thread.unwrap_or(built.body.pid);
-    let slot = built.body.tids.iter().position(|tid| *tid == host);
-    let slot = slot.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))? as u32;
-    let number_inside = built.image.threads.get(slot as usize).map_or(0, |thread| thread.tid.0) as u64;
-    built.body.window.write_buffer(slot, INFO_AT, info)?;
-    let at = Window::buffer(slot).0 + INFO_AT as u64;
-    let (signal, pid) = (number(info) as u64, process.pid.0 as u64);
     process.stop_thread(shared, host, LIMIT)?;
-    calls.calls.set_injecting(host, true);
-    let result = match thread {
-        Some(_) => inject(
-            host,
-            libc::SYS_rt_tgsigqueueinfo,
-            [pid, number_inside, signal, at, 0, 0],
-        ),
-        None => inject(host, libc::SYS_rt_sigqueueinfo, [pid, signal, at, 0, 0, 0]),
-    };
-    calls.calls.set_injecting(host, false);
+    let mut regs = ptrace::regs(host)?;
+    let raw = regs.rax();
+    let standing = settle_body(process, host, &mut regs);
+    if standing == Standing::Block {
+        // The same task goes on, whose kernel knows the deadline.
+        regs.set_rax(raw);
+    }
+    ptrace::set_regs(host, &regs)?;
+    let queued = queue_stopped(process, host, thread.is_some(), info);
     ptrace::cont(host, 0)?;
+    queued
+}
+
+/// The same for a thread that stands still, and goes on standing as it does.
+fn queue_stopped(process: &Process, host: i32, to_thread: bool, info: &RawSigInfo) -> io::Result<()> {
+    let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+    let (Some(built), Some(calls)) = (&process.built, process.calls.as_ref()) else {
+        return Err(gone());
+    };
+    let slot = built.body.tids.iter().position(|tid| *tid == host).ok_or_else(gone)?;
+    // The kernel lets a thread choose any siginfo only for a signal to its own process, by its own numbers.
+    let number_inside = built.image.threads.get(slot).map_or(0, |thread| thread.tid.0) as u64;
+    built.body.window.write_buffer(slot as u32, INFO_AT, info)?;
+    let at = Window::buffer(slot as u32).0 + INFO_AT as u64;
+    let (signal, pid) = (number(info) as u64, process.pid.0 as u64);
+    let (nr, args) = if to_thread {
+        (libc::SYS_rt_tgsigqueueinfo, [pid, number_inside, signal, at, 0, 0])
+    } else {
+        (libc::SYS_rt_sigqueueinfo, [pid, signal, at, 0, 0, 0])
+    };
+    calls.calls.set_injecting(host, true);
+    let result = inject(host, nr, args);
+    calls.calls.set_injecting(host, false);
     match result? {
         error @ -4095..=-1 => Err(io::Error::from_raw_os_error(-error as i32)),
         _ => Ok(()),
@@ -478,8 +523,7 @@ fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, in
 /// Makes a stopped thread execute one system call, from the stub's text so that it is known for the agent's own.
 fn inject(tid: i32, nr: i64, args: [u64; 6]) -> io::Result<i64> {
     let at = stub().map_err(io::Error::other)?.syscall;
-    let mut saved = ptrace::regs(tid)?;
-    settle(&mut saved, |_| false);
+    let saved = ptrace::regs(tid)?;
     let mask = ptrace::sigmask(tid)?;
     ptrace::set_sigmask(tid, step::QUIET)?;
     let result = step::call(tid, at, nr as u64, args, LIMIT);

@@ -10,7 +10,7 @@ use super::nest::Nest;
 use super::process::Process;
 use super::serve;
 use super::shared::{Command, Shared};
-use super::signals::{self, Delivery};
+use super::signals::{self, Delivery, Signals};
 use super::usage;
 use super::{layout, mapping};
 use crate::contract::commit::{Host, HostEffect, HostEvent, Order, Place, Report};
@@ -102,12 +102,14 @@ impl Tracer {
                 }
             }
             self.reap();
+            self.doom();
             // A signal may have taken a call back for which the calls' thread waits, with others still to be written.
             self.shared.session.flush();
             self.shared.quiet();
             while let Ok(command) = self.commands.try_recv() {
                 self.command(command);
                 self.reap();
+                self.doom();
             }
             if Instant::now() >= next_tick {
                 self.tick();
@@ -198,6 +200,14 @@ impl Tracer {
         }
     }
 
+    /// Ends bodies that a signal was about to end while they were being stopped.
+    fn doom(&mut self) {
+        let doomed = |process: &mut Process| Some((process.pid, process.fatal.take()?));
+        for (pid, how) in self.processes.values_mut().filter_map(doomed).collect::<Vec<_>>() {
+            self.ended(pid, how);
+        }
+    }
+
     /// The body ended by itself.
     fn ended(&mut self, pid: Pid, how: Exit) {
         let Some(process) = self.processes.get_mut(&pid) else {
@@ -239,6 +249,8 @@ impl Tracer {
                 self.process(pid).why = why;
                 self.step(pid, HostEvent::BuildFailed(epoch));
             }
+            Command::Reply(reply, payload) => serve::replied(&self.shared, &reply, &payload),
+            Command::Late(pid) => self.late(pid),
             Command::Due(pid, host, result) => {
                 if let Some(process) = self.processes.get_mut(&pid)
                     && let Err(error) = signals::call_over(process, host, result)
@@ -316,9 +328,10 @@ impl Tracer {
                 );
             }
             ToHost::Thaw { pid, attempt, epoch } => self.order(pid, Order::Thaw { attempt, epoch }),
-            ToHost::Signal { pid, tid, info } => {
+            ToHost::Signal { pid, number, tid, info } => {
                 let process = self.processes.get_mut(&pid);
-                let how = process.and_then(|process| signals::from_home(&self.shared, process, tid, &info));
+                let how = process.and_then(|process| signals::from_home(&self.shared, process, number, tid, &info));
+                self.shared.signals.fetch_sub(1, Ordering::AcqRel);
                 if let Some(how) = how {
                     self.ended(pid, how);
                 }
@@ -347,6 +360,20 @@ impl Tracer {
             | ToHost::Pages { .. }
             | ToHost::ImageEnd { .. }
             | ToHost::Reply(_) => tracing::warn!("home said something on the session that belongs elsewhere"),
+        }
+    }
+
+    /// Places signals again that could not be placed, or whose call was none of home's.
+    fn late(&mut self, pid: Pid) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        if process.frozen.is_some() || process.calls.is_none() {
+            return;
+        }
+        process.signals.late = false;
+        if let Some(how) = signals::catch_up(&self.shared, process) {
+            self.ended(pid, how);
         }
     }
 
@@ -514,9 +541,12 @@ impl Tracer {
         let Some((image, answer)) = self.process(pid).incoming.take() else {
             return;
         };
+        let mut image = image;
+        let signals = Signals::arriving(&mut image);
         match build::begin(&self.shared, &self.nest, &self.program, image) {
             Ok((built, memory)) => {
                 let process = self.process(pid);
+                process.signals = signals;
                 process.tids = vec![built.body.pid];
                 process.built = Some(built);
                 // A receiver that is gone has sent, or will send, that its stream broke.
@@ -543,6 +573,7 @@ impl Tracer {
         match built.finish(&self.nest) {
             Ok(calls) => {
                 process.tids = built.body.tids.clone();
+                process.signals.arrived(&built.body.tids, &built.image.threads);
                 process.calls = Some(Arc::clone(&calls));
                 let mut bodies = self.shared.bodies.write().unwrap_or_else(|poison| poison.into_inner());
                 bodies.insert(pid, Arc::clone(&calls));
@@ -568,6 +599,7 @@ impl Tracer {
 
     fn release(&mut self, pid: Pid) {
         let process = self.process(pid);
+        process.released = true;
         if process.stopped {
             // The deputy is stopped: the body begins when it goes on. Its threads stand where the builder left them.
             process.frozen = process.standing_still();
@@ -666,6 +698,10 @@ impl Tracer {
     // ---- the clock
 
     fn tick(&mut self) {
+        let late = self.processes.values().filter(|process| process.signals.late);
+        for pid in late.map(|process| process.pid).collect::<Vec<_>>() {
+            self.late(pid);
+        }
         match self.shared.session.state() {
             LinkState::Up => {
                 self.silent = None;

@@ -38,6 +38,9 @@ pub enum Resume {
     },
 }
 
+/// The number under which a call that a departure interrupted is made again.
+pub const RESUMED: Seq = Seq(1);
+
 /// Who may call, decided by the commit rules alone.
 #[derive(Debug, Default)]
 pub struct Gate {
@@ -116,6 +119,8 @@ pub struct Deputy {
     /// Where replies go; None while the body is home.
     session: RwLock<Option<Arc<Session>>>,
     linger: Linger,
+    /// Calls that came before the deputy was ready for them; None when it is.
+    deferred: Mutex<Option<Vec<(Call, Vec<u8>)>>>,
     ended: std::sync::atomic::AtomicBool,
 }
 
@@ -145,6 +150,7 @@ impl Deputy {
             gate: Mutex::default(),
             session: RwLock::default(),
             linger,
+            deferred: Mutex::default(),
             ended: std::sync::atomic::AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&deputy);
@@ -274,6 +280,36 @@ impl Deputy {
         }
     }
 
+    /// Whether the thread's interrupted call has not been made again yet.
+    pub fn is_cut(&self, tid: i32) -> bool {
+        self.record(tid).is_some_and(|record| lock(record).resume.is_some())
+    }
+
+    /// A thread that has no open call, the lowest first.
+    pub fn idle(&self) -> Option<i32> {
+        let mut seats = self.seats();
+        seats.sort_unstable();
+        seats
+            .into_iter()
+            .map(|(tid, _)| tid)
+            .find(|tid| self.open(*tid).is_none())
+    }
+
+    /// Runs system calls in this thread.
+    ///
+    /// # Errors
+    /// [`ScriptError::Busy`] when it has an open call; else as [`Window::run`].
+    pub fn run_in(&self, tid: i32, ops: &[Op], limit: Duration) -> Result<Vec<i64>, ScriptError> {
+        let busy = || ScriptError::Busy(0);
+        let slot = self.slot(tid).ok_or_else(busy)?;
+        let record = lock(self.records.get(slot as usize).ok_or_else(busy)?);
+        if matches!(record.state, State::Open(_)) {
+            return Err(busy());
+        }
+        // The lock is held for the whole script, as in `run`.
+        self.window.run(slot, ops, limit)
+    }
+
     /// The last number used by a thread.
     pub fn seq(&self, tid: i32) -> Seq {
         self.record(tid).map_or(Seq(0), |record| lock(record).seq)
@@ -311,8 +347,39 @@ impl Deputy {
         }
     }
 
+    /// From here on calls wait.
+    pub fn defer(&self) {
+        lock(&self.deferred).get_or_insert_default();
+    }
+
+    /// The calls that waited will not be made after all.
+    pub fn forget_deferred(&self) {
+        *lock(&self.deferred) = None;
+    }
+
+    /// Makes the calls that waited, and lets those that come through.
+    pub fn undefer(&self, job: &Job) {
+        let calls = lock(&self.deferred).take();
+        for (call, payload) in calls.into_iter().flatten() {
+            self.call(call, &payload, job);
+        }
+    }
+
+    /// Makes a call at home that the thread was in when it left, and that no host has made again.
+    pub fn take_up(&self, call: Call, payload: &[u8]) {
+        self.execute(call, payload, None);
+    }
+
     /// Executes a call that the gate admitted, or answers it again.
     pub fn call(&self, call: Call, payload: &[u8], job: &Job) {
+        if let Some(deferred) = &mut *lock(&self.deferred) {
+            deferred.push((call, payload.to_vec()));
+            return;
+        }
+        self.execute(call, payload, Some(job));
+    }
+
+    fn execute(&self, call: Call, payload: &[u8], job: Option<&Job>) {
         let Some(slot) = self.slot(call.tid.0) else {
             tracing::warn!(
                 pid = self.pid,
@@ -339,10 +406,11 @@ impl Deputy {
         record.written = 0;
         record.state = State::Idle;
         let resume = record.resume.take().filter(|resume| {
+            // Another call that happens to be of the same kind, such as a handler's own write, is no continuation.
             let (Resume::Block { nr } | Resume::Short { nr, .. }) = resume;
-            *nr == call.nr
+            *nr == call.nr && call.seq == RESUMED
         });
-        if !permitted(&call, payload, job.as_ref()) {
+        if job.is_some_and(|job| !permitted(&call, payload, job.as_ref())) {
             let reply = reply(&call, NEEDS_HOME, vec![0; call.outputs.len()]);
             self.send(&reply, &[]);
             record.state = State::Answered(reply, Vec::new());
@@ -350,7 +418,7 @@ impl Deputy {
         }
         match self.start(slot, &call, payload, resume, &mut record.written) {
             Ok((buffer, span)) => {
-                let job = opens(call.nr).then(|| Arc::clone(job));
+                let job = job.filter(|_| opens(call.nr)).map(Arc::clone);
                 record.state = State::Open(Open {
                     call,
                     buffer,

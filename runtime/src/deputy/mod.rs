@@ -11,4 +11,4 @@
 pub mod arena;
 pub mod calls;
 
-pub use calls::{Deputy, Gate, Resume};
+pub use calls::{Deputy, Gate, Job, RESUMED, Resume};

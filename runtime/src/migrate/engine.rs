@@ -186,11 +186,12 @@ impl HomeEngine {
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.outgoing = None;
                     process.wake();
+                    home::give_back(process);
                 }
             }
             HomeEffect::DropHere => {
                 if let Some(process) = self.processes.get_mut(&pid) {
-                    process.settle_away();
+                    process.settle_away(self.hosts.as_ref().map(|hosts| hosts.view()));
                 }
             }
             HomeEffect::DiscardHere => {
@@ -199,27 +200,21 @@ impl HomeEngine {
                     process.returning = None;
                     process.landed = None;
                     process.dropped = false;
+                    if !process.open {
+                        process.shut(false);
+                    }
                 }
             }
             HomeEffect::ReleaseHere => {
                 if let Some(process) = self.processes.get_mut(&pid)
-                    && let Some(mut image) = process.returning.take()
+                    && let Some(image) = process.returning.take()
                 {
-                    let left = home::owe(process, &mut image);
+                    // All of them are in the image: since then the kernel here keeps what comes.
+                    process.signals.hand_over();
+                    process.open = false;
                     home::release(process, &image);
                     process.image = Some(*image);
                     process.incoming = None;
-                    // No thread lingers for these: they are the kernel's again, without their senders' words.
-                    for (tid, info) in left {
-                        let Some(number) = info.0.first_chunk::<4>() else {
-                            continue;
-                        };
-                        let signal = i32::from_le_bytes(*number);
-                        let _ = match tid {
-                            Some(tid) => mosix_sys::process::tgkill(pid, tid, signal),
-                            None => mosix_sys::process::kill(pid, signal),
-                        };
-                    }
                 }
             }
             HomeEffect::EndHere(cause) => self.end(cx, pid, cause),
@@ -323,7 +318,13 @@ impl Engine for HomeEngine {
         }
         match signals::event(process, tid, event) {
             signals::Outcome::Done | signals::Outcome::Ended => {}
-            signals::Outcome::Forward(thread, info) => self.forward(pid, thread, SigInfo(info.to_vec())),
+            signals::Outcome::Forward(thread, info) => {
+                self.forward(pid, thread, SigInfo(info.to_vec()));
+                let deputy = self.processes.get(&pid).and_then(|process| process.deputy.clone());
+                if let Err(error) = signals::go_on(tid, deputy.as_deref()) {
+                    tracing::debug!(tid, %error, "thread of a deputy is gone");
+                }
+            }
             signals::Outcome::Stopped(signal) => {
                 self.stop_body(pid, true);
                 cx.stopped(pid, signal);
@@ -370,9 +371,9 @@ impl Engine for HomeEngine {
                 if let Some(process) = self.processes.get_mut(&pid)
                     && process.frozen.is_none()
                     && process.state.accepted().is_none()
-                    && let Some(thread) = process.lingering.get(&ended.tid).cloned()
+                    && process.lingering.contains_key(&ended.tid)
                 {
-                    home::lingered(process, &thread, ended);
+                    home::lingered(process, ended);
                 }
             }
         }

@@ -7,9 +7,10 @@
 
 use super::incoming::Ready;
 use super::process::Process;
+use crate::deputy::RESUMED;
 use crate::deputy::calls::Ended;
-use crate::process::materialise::{process_state, set_thread, stop_all, thread_state};
-use crate::process::window::{ScriptError, Window};
+use crate::process::materialise::{process_state, queue_pending, set_thread, thread_state};
+use crate::process::window::ScriptError;
 use crate::process::{maps, restore};
 use crate::syscall::marshal::{Gathered, Ids, gather};
 use crate::syscall::memory::{Fault, GuestMemory};
@@ -64,13 +65,13 @@ pub enum ReturnError {
 }
 
 /// Where the process-wide script's data lies in the arena: beyond long scripts, before call buffers.
-const STATE_DATA: u64 = ARENA + (12 << 20);
+pub(super) const STATE_DATA: u64 = ARENA + (12 << 20);
 
 /// Makes the deputy's memory map the body's; pages may then be written.
 ///
 /// # Errors
 /// [`ReturnError`].
-pub fn repair(process: &Process, image: &ProcessImage) -> Result<Ready, ReturnError> {
+pub fn repair(process: &mut Process, image: &ProcessImage) -> Result<Ready, ReturnError> {
     let pid = process.pid;
     let os = |error| ReturnError::Os { pid, error };
     let failed = |step| move |error| ReturnError::Script { pid, step, error };
@@ -139,14 +140,26 @@ fn open_here(process: &Process, thread: &ThreadImage) -> bool {
 ///
 /// # Errors
 /// [`ReturnError`].
-pub fn dress(process: &Process, image: &ProcessImage) -> Result<(), ReturnError> {
+pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), ReturnError> {
     let pid = process.pid;
+    // From here on what comes is pending in the kernel here; what came before waits behind what the body brought.
+    process.shut(true);
+    process.signals.taken(image.signals);
+    for (_, (tid, info)) in process.signals.kept() {
+        match tid.map(|tid| image.threads.iter_mut().find(|thread| thread.tid.0 == tid)) {
+            None => image.pending.push(info.clone()),
+            Some(Some(thread)) => thread.pending.push(info.clone()),
+            // It went with its thread.
+            Some(None) => {}
+        }
+    }
+    let image = &*image;
     let failed = |error| ReturnError::Script {
         pid,
         step: "process state",
         error,
     };
-    let deputy = process.deputy.as_ref().ok_or(ReturnError::Threads(pid))?;
+    let deputy = process.deputy.clone().ok_or(ReturnError::Threads(pid))?;
     let window = deputy.window();
     let mut posted = Vec::new();
     for thread in &image.threads {
@@ -157,9 +170,7 @@ pub fn dress(process: &Process, image: &ProcessImage) -> Result<(), ReturnError>
         if deputy.open(tid).is_some() {
             continue;
         }
-        let (mut ops, bytes) = thread_state(image, slot, thread);
-        // What is queued to the thread itself must wait for its own mask.
-        ops.insert(0, block_all(window, slot).map_err(failed)?);
+        let (ops, bytes) = thread_state(slot, thread);
         window
             .write_buffer(slot, 0, &bytes)
             .map_err(|error| failed(error.into()))?;
@@ -170,23 +181,21 @@ pub fn dress(process: &Process, image: &ProcessImage) -> Result<(), ReturnError>
     for (slot, ops) in &posted {
         window.finish(*slot, ops, deadline).map_err(failed)?;
     }
+    for thread in image
+        .threads
+        .iter()
+        .filter(|thread| deputy.open(thread.tid.0).is_none())
+    {
+        if let Some(slot) = deputy.slot(thread.tid.0) {
+            queue_pending(window, slot, image.pid, thread).map_err(failed)?;
+        }
+    }
     let (ops, bytes) = process_state(image, SHARED + STATE_DATA);
     window
         .shared()
         .write(STATE_DATA, &bytes)
         .map_err(|error| failed(error.into()))?;
     process.run(&ops).map(drop).map_err(failed)
-}
-
-/// rt_sigprocmask(SIG_SETMASK, all), with its mask at the end of the slot's buffer.
-fn block_all(window: &Window, slot: u32) -> Result<Op, ScriptError> {
-    let (address, room) = Window::buffer(slot);
-    window.write_buffer(slot, room - 8, &u64::MAX.to_le_bytes())?;
-    let mask = address + room as u64 - 8;
-    Ok(Op::must(
-        libc::SYS_rt_sigprocmask,
-        [libc::SIG_SETMASK as u64, mask, 0, 8, 0, 0],
-    ))
 }
 
 /// Lets the whole process run at home. Threads with open calls linger; the rest is native again.
@@ -208,7 +217,7 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
             nr = thread.regs[15] as i64,
             "back"
         );
-        if !open_here(process, thread) {
+        if !open_here(process, thread) && !taken_up(process, thread) {
             native(process, thread, None);
         } else if let Some((reply, payload)) = deputy.answered(tid) {
             // A call that no host may have made is made now.
@@ -224,19 +233,54 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
     process.dropped = false;
 }
 
+/// Goes on with a call that the thread's departure interrupted and that no host has made again, where only the deputy knows how: the rest
+/// of a write, a deadline. False when there is none.
+fn taken_up(process: &Process, thread: &ThreadImage) -> bool {
+    let (tid, regs) = (thread.tid.0, Regs(thread.regs));
+    let Some(deputy) = process.deputy.as_ref().filter(|deputy| deputy.is_cut(tid)) else {
+        return false;
+    };
+    if !thread.in_flight || Seq(thread.seq) != RESUMED {
+        return false;
+    }
+    let ids = Ids {
+        pid: Pid(process.pid),
+        tid: thread.tid,
+        epoch: Default::default(),
+        seq: RESUMED,
+    };
+    let memory = Memory(ProcMem::guest(tid));
+    match gather(table::row(regs.orig_rax() as u32), regs.args(), &memory, ids) {
+        Gathered::Forward(forward) => {
+            deputy.take_up(forward.call, &forward.payload);
+            true
+        }
+        _ => false,
+    }
+}
+
 /// A lingering thread takes signals by its own mask. It still dies with the tracer, which alone can lead it out of the stub.
-fn relax(process: &Process, tid: i32, thread: &ThreadImage) -> io::Result<()> {
-    stop_all(&[tid])?;
+fn relax(process: &mut Process, tid: i32, thread: &ThreadImage) -> io::Result<()> {
+    keep(process, tid)?;
     ptrace::set_options(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL)?;
     ptrace::set_sigmask(tid, thread.mask)?;
     go_on(process, tid)
+}
+
+/// Stops a lingering thread; signals that it was about to get wait for its own state.
+fn keep(process: &mut Process, tid: i32) -> io::Result<()> {
+    let came = super::signals::hold(process, tid)?;
+    if let Some(thread) = process.lingering.get_mut(&tid) {
+        thread.pending.extend(came.into_iter().map(|(_, info)| info));
+    }
+    Ok(())
 }
 
 /// Gives a thread its registers and lets it go. `ended` is the answer of the call it waited for.
 pub fn native(process: &mut Process, thread: &ThreadImage, ended: Option<Ended>) {
     let tid = thread.tid.0;
     let result = ended.map(|ended| deliver(process.pid, thread, &ended));
-    let gone = stop_all(&[tid]).and_then(|()| {
+    let gone = keep(process, tid).and_then(|()| {
         set_thread(tid, thread)?;
         if let Some(result) = result {
             let mut regs = Regs(thread.regs);
@@ -259,22 +303,30 @@ pub fn native(process: &mut Process, thread: &ThreadImage, ended: Option<Ended>)
 }
 
 /// The open call of a lingering thread has ended: the thread is native again.
-pub fn lingered(process: &mut Process, thread: &ThreadImage, ended: Ended) {
-    if let (Some(deputy), Some(image)) = (process.deputy.clone(), process.image.as_ref())
-        && let Some(slot) = deputy.slot(thread.tid.0)
+pub fn lingered(process: &mut Process, ended: Ended) {
+    let tid = ended.tid;
+    // It executes what follows with all signals blocked: one that stopped it would wait for this thread, and this thread for it.
+    let shut = keep(process, tid)
+        .and_then(|()| ptrace::set_sigmask(tid, u64::MAX))
+        .and_then(|()| super::signals::go_on(tid, process.deputy.as_deref()));
+    let Some(thread) = process.lingering.get(&tid).cloned() else {
+        return;
+    };
+    if let Some(deputy) = process.deputy.clone()
+        && let Some(slot) = deputy.slot(tid)
     {
-        let (mut ops, bytes) = thread_state(image, slot, thread);
+        let (ops, bytes) = thread_state(slot, &thread);
         let window = deputy.window();
-        let dressed = block_all(window, slot).and_then(|block| {
-            ops.insert(0, block);
+        let dressed = shut.map_err(ScriptError::Os).and_then(|()| {
             window.write_buffer(slot, 0, &bytes)?;
-            window.run(slot, &ops, Duration::from_secs(2))
+            window.run(slot, &ops, Duration::from_secs(2))?;
+            queue_pending(window, slot, Pid(process.pid), &thread)
         });
         if let Err(error) = dressed {
             tracing::warn!(pid = process.pid, %error, "thread state not restored");
         }
     }
-    native(process, thread, Some(ended));
+    native(process, &thread, Some(ended));
 }
 
 /// A signal is due for a lingering thread stopped at its delivery: its call is ended, and the signal waits, with what waited before it,
@@ -314,26 +366,29 @@ fn is_due(pid: i32, thread: &ThreadImage) -> bool {
     })
 }
 
-/// Gives signals that came while the process was rebuilt to threads that will linger, which take them by the rules above. What no such
-/// thread takes is returned.
-pub fn owe(process: &mut Process, image: &mut ProcessImage) -> Vec<(Option<i32>, SigInfo)> {
-    let waiting: Vec<_> = process.signals.drain(..).collect();
-    let mut left = Vec::new();
-    for (tid, info) in waiting {
+/// Gives signals that came during a departure which was undone to the threads that linger: no other thread's came to the tracer.
+pub fn give_back(process: &mut Process) {
+    for (tid, info) in process.signals.hand_over() {
         let signal = info
             .0
             .first_chunk::<4>()
             .map_or(0, |number| i32::from_le_bytes(*number));
-        let takes = |thread: &&mut ThreadImage| {
-            let free = (1..=64).contains(&signal) && thread.mask >> (signal - 1) & 1 == 0;
-            open_here(process, thread) && tid.map_or(free, |tid| tid == thread.tid.0)
-        };
-        match image.threads.iter_mut().find(takes) {
-            Some(thread) => thread.pending.push(info),
-            None => left.push((tid, info)),
+        let free = |thread: &ThreadImage| (1..=64).contains(&signal) && thread.mask >> (signal - 1) & 1 == 0;
+        let takes = |thread: &&mut ThreadImage| tid.map_or(free(thread), |tid| tid == thread.tid.0);
+        match process.lingering.values_mut().find(takes) {
+            Some(thread) => {
+                thread.pending.push(info);
+                // At the stop that follows its call is ended, if that is due.
+                let _ = ptrace::interrupt(thread.tid.0);
+            }
+            None => {
+                let _ = match tid {
+                    Some(tid) => mosix_sys::process::tgkill(process.pid, tid, signal),
+                    None => mosix_sys::process::kill(process.pid, signal),
+                };
+            }
         }
     }
-    left
 }
 
 /// Writes the outputs of an ended call into the process's memory, as the host's agent would have; gives the call's result.

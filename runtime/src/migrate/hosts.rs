@@ -196,6 +196,11 @@ impl Hosts {
         Ok(host)
     }
 
+    /// What the policy asks about the job.
+    pub fn view(&self) -> &Job {
+        &self.view
+    }
+
     /// Opens a page stream to a host. While the link to a known host is down, waits for it and tells so by `waiting`.
     ///
     /// # Errors

@@ -4,19 +4,19 @@ use super::incoming::Ready;
 use super::mapped::Mapped;
 use super::outgoing::{Errand, Outgoing};
 use crate::contract::commit::Home;
-use crate::deputy::{Deputy, Resume};
+use crate::contract::owner::Outbox;
+use crate::deputy::{Deputy, Job, RESUMED, Resume};
 use crate::process::capture::{self, CaptureError, Captured, capture};
 use crate::process::freeze::{FreezeError, Frozen, freeze, release};
 use crate::process::inject::{InjectError, has_window, inject};
 use crate::process::layout::{self, Layout, Unmovable};
-use crate::process::materialise::stop_all;
 use crate::process::restart::Standing;
 use crate::process::step;
 use crate::process::window::ScriptError;
 use crate::process::{freeze as freezing, maps, restore};
 use crate::supervisor::engine::Reply;
 use mosix_loader::script::Op;
-use mosix_loader::script::abi::OP_STOP_ON_ERROR;
+use mosix_loader::script::abi::{OP_STOP_ON_ERROR, SHARED};
 use mosix_loader::script::stub;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace;
@@ -24,7 +24,7 @@ use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Seq};
 use mosix_wire::image::{CpuImage, ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::job::Place;
 use mosix_wire::link::Exit;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -134,8 +134,12 @@ pub struct Process {
     pub dying: Option<Exit>,
     /// Stopped by this signal (job control).
     pub stopped: Option<i32>,
-    /// Signals that came while the body was nowhere.
-    pub signals: VecDeque<(Option<i32>, SigInfo)>,
+    /// Signals for the body: the thread, or the process, and siginfo.
+    pub signals: Outbox<(Option<i32>, SigInfo)>,
+    /// Stop signals that came while their thread was held: raised again when it is not.
+    pub stops: Vec<i32>,
+    /// The deputy's threads take signals: whoever makes one execute something must keep them off.
+    pub open: bool,
     /// Open calls to be cancelled when their deputy thread stops: thread, number.
     pub cancels: HashMap<i32, Seq>,
 }
@@ -166,7 +170,9 @@ impl Process {
             loss: None,
             dying: None,
             stopped: None,
-            signals: VecDeque::new(),
+            signals: Outbox::default(),
+            stops: Vec::new(),
+            open: false,
             cancels: HashMap::new(),
         }
     }
@@ -253,6 +259,9 @@ impl Process {
             }
         };
         self.deputy = Some(Arc::clone(&deputy));
+        self.open = false;
+        // Until the deputy's threads take signals: what a call raises must be on its way before the call's answer.
+        deputy.defer();
         let memory = ProcMem::force(pid).map_err(os("memory"))?;
         let captured = self.threads_of(&deputy)?;
         let runs = layout::runs(pid, &layout.vmas, &layout.pages).map_err(os("pagemap"))?;
@@ -269,6 +278,7 @@ impl Process {
             actions: captured.actions,
             // Pending signals stay with the deputy and are forwarded when its mask is lifted.
             pending: Vec::new(),
+            signals: self.signals.given(),
             clocks: capture::clocks(),
             vdso: layout::vdso(&memory, &mappings),
             cpu: self.birth.clone(),
@@ -314,6 +324,10 @@ impl Process {
         for thread in &mut captured.threads {
             thread.pending.clear();
         }
+        for thread in captured.threads.iter_mut().filter(|thread| thread.in_flight) {
+            // Its call goes on under a number of its own: what the stop has cut short is taken up by it alone.
+            thread.seq = RESUMED.0;
+        }
         for (tid, thread) in &self.lingering {
             let mut thread = thread.clone();
             thread.seq = deputy.seq(*tid).0;
@@ -330,15 +344,11 @@ impl Process {
     /// Undoes a departure that was not committed: every thread goes on as if nothing had been.
     pub fn wake(&mut self) {
         let Some(frozen) = self.frozen.take() else { return };
-        let image = self
-            .image
-            .as_ref()
-            .map(|image| image.threads.as_slice())
-            .unwrap_or_default();
+        let image = self.image.as_ref().map_or_else(Vec::new, |image| image.threads.clone());
         for thread in &frozen.threads {
             let tid = thread.tid;
             let inside = ptrace::regs(tid).is_err();
-            if inside && stop_all(&[tid]).is_err() {
+            if inside && super::signals::hold_away(self, tid).is_err() {
                 continue;
             }
             if let Some(before) = image.iter().find(|image| image.tid.0 == tid) {
@@ -348,6 +358,7 @@ impl Process {
         }
         release(&frozen);
         if let Some(deputy) = &self.deputy {
+            deputy.forget_deferred();
             for thread in &frozen.threads {
                 deputy.leave(thread.tid);
             }
@@ -355,40 +366,69 @@ impl Process {
         self.held = self.lingering.keys().copied().collect();
     }
 
-    /// The body runs elsewhere: the deputy becomes one in earnest. Its memory goes, its signals are no longer blocked (the
-    /// tracer forwards them), and it dies with this supervisor.
-    pub fn settle_away(&mut self) {
+    /// The body runs elsewhere: the deputy becomes one in earnest. Its signals are no longer blocked (the tracer forwards them), it dies
+    /// with this supervisor, and its memory goes.
+    pub fn settle_away(&mut self, job: Option<&Job>) {
         self.frozen = None;
-        let Some(deputy) = self.deputy.clone() else { return };
+        self.lingering.clear();
+        for tid in self.held.clone() {
+            if let Err(error) = harden(self, tid) {
+                tracing::debug!(tid, %error, "thread is gone");
+            }
+        }
+        self.open = true;
+        if let (Some(deputy), Some(job)) = (&self.deputy, job) {
+            deputy.undefer(job);
+        }
         let mappings = maps::read(self.pid).unwrap_or_default();
         let drop = restore::drop_memory(&mappings);
         match self.run(&drop) {
             Ok(_) => self.dropped = true,
             Err(error) => tracing::warn!(pid = self.pid, %error, "memory not dropped"),
         }
+    }
+
+    /// Takes signals off all threads, or lets them through again.
+    pub fn shut(&mut self, shut: bool) {
         for tid in self.held.clone() {
-            if let Err(error) = harden(tid, &deputy) {
+            if let Err(error) = super::signals::set_mask(self, tid, if shut { u64::MAX } else { 0 }) {
                 tracing::debug!(tid, %error, "thread is gone");
             }
         }
-        self.lingering.clear();
+        self.open = !shut;
     }
 
     /// Runs system calls in the process.
-    pub fn run(&self, ops: &[Op]) -> Result<Vec<i64>, ScriptError> {
-        let Some(deputy) = &self.deputy else {
+    pub fn run(&mut self, ops: &[Op]) -> Result<Vec<i64>, ScriptError> {
+        let Some(deputy) = self.deputy.clone() else {
             return Ok(Vec::new());
         };
-        match deputy.run(ops, Duration::from_secs(20)) {
+        // A thread that stops for a signal meanwhile would wait for this one, which waits for the script.
+        let idle = deputy.idle().filter(|_| self.open);
+        if let Some(tid) = idle {
+            let _ = super::signals::set_mask(self, tid, u64::MAX);
+        }
+        let done = match idle {
+            Some(tid) => deputy.run_in(tid, ops, RUN_LIMIT),
+            None if self.open => Err(ScriptError::Busy(0)),
+            None => deputy.run(ops, RUN_LIMIT),
+        };
+        if let Some(tid) = idle {
+            let _ = super::signals::set_mask(self, tid, 0);
+        }
+        match done {
             // Every thread waits in a call of its own: one of them does it in between.
-            Err(ScriptError::Busy(_)) => borrow(self, deputy, ops),
+            Err(ScriptError::Busy(_)) => borrow(self, &deputy, ops),
             done => done,
         }
     }
 }
 
+/// How long a script may take.
+const RUN_LIMIT: Duration = Duration::from_secs(20);
+
 /// Runs system calls in a thread that is inside a call of its own, one step at a time; its call then goes on.
-fn borrow(process: &Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>, ScriptError> {
+fn borrow(process: &mut Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>, ScriptError> {
     let failed = |nr, error| ScriptError::Failed {
         slot: 0,
         index: 0,
@@ -398,7 +438,7 @@ fn borrow(process: &Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>, Sc
     let tid = *process.held.iter().min().ok_or(ScriptError::Busy(0))?;
     let address = stub().map_err(|error| failed(0, io::Error::other(error)))?.syscall;
     let gone = |error| failed(0, error);
-    stop_all(&[tid]).map_err(gone)?;
+    super::signals::hold_away(process, tid).map_err(gone)?;
     let (regs, mask) = (ptrace::regs(tid).map_err(gone)?, ptrace::sigmask(tid).map_err(gone)?);
     ptrace::set_sigmask(tid, step::QUIET).map_err(gone)?;
     let mut results = Vec::with_capacity(ops.len());
@@ -426,13 +466,13 @@ fn borrow(process: &Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>, Sc
 ///
 /// # Errors
 /// When no thread can be stopped any more.
-pub fn divert(process: &Process, nr: i64, args: [u64; 6]) -> io::Result<()> {
+pub fn divert(process: &mut Process, nr: i64, args: [u64; 6]) -> io::Result<()> {
     let address = stub().map_err(io::Error::other)?.syscall;
     let leader = process.held.get(&process.pid);
     let tid = *leader
         .or_else(|| process.held.iter().next())
         .ok_or(io::ErrorKind::NotFound)?;
-    stop_all(&[tid])?;
+    super::signals::hold_away(process, tid)?;
     let mut regs = ptrace::regs(tid)?;
     regs.set_call(nr as u64, args);
     regs.set_orig_rax(u64::MAX);
@@ -441,12 +481,43 @@ pub fn divert(process: &Process, nr: i64, args: [u64; 6]) -> io::Result<()> {
     ptrace::cont(tid, 0)
 }
 
+/// Makes the deputy die of a signal as its body did, whatever the deputy's threads block and whatever its handlers are.
+///
+/// # Errors
+/// When no thread can be stopped any more.
+pub fn die(process: &mut Process, signal: i32) -> io::Result<()> {
+    if signal != libc::SIGKILL {
+        let leader = process.held.get(&process.pid);
+        let tid = *leader
+            .or_else(|| process.held.iter().next())
+            .ok_or(io::ErrorKind::NotFound)?;
+        let at = stub().map_err(io::Error::other)?.syscall;
+        super::signals::hold_away(process, tid)?;
+        ptrace::set_sigmask(tid, step::QUIET)?;
+        if let Some(deputy) = &process.deputy {
+            // SIG_DFL, no flags, no mask.
+            let data = super::home::STATE_DATA;
+            deputy
+                .window()
+                .shared()
+                .write(data, &[0; 32])
+                .map_err(io::Error::other)?;
+            let default = [signal as u64, SHARED + data, 0, 8, 0, 0];
+            step::call(tid, at, libc::SYS_rt_sigaction as u64, default, Duration::from_secs(5))?;
+        }
+        ptrace::set_sigmask(tid, !(1 << (signal - 1)))?;
+        mosix_sys::process::tgkill(process.pid, tid, signal)?;
+        return ptrace::cont(tid, 0);
+    }
+    Ok(mosix_sys::process::kill(process.pid, signal)?)
+}
+
 /// Stops a thread of a deputy for a moment to unblock its signals and to tie its life to the tracer's.
-fn harden(tid: i32, deputy: &Deputy) -> io::Result<()> {
-    stop_all(&[tid])?;
+fn harden(process: &mut Process, tid: i32) -> io::Result<()> {
+    super::signals::hold_away(process, tid)?;
     ptrace::set_options(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL)?;
     ptrace::set_sigmask(tid, 0)?;
-    super::signals::go_on(tid, Some(deputy))
+    super::signals::go_on(tid, process.deputy.as_deref())
 }
 
 fn resume(thread: &freezing::FrozenThread) -> Option<Resume> {

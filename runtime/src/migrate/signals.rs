@@ -6,17 +6,20 @@
 
 use super::process::Process;
 use crate::deputy::Deputy;
+use crate::process::freeze::wait_for;
 use crate::process::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS};
 use mosix_sys::ptrace::{self, Event, RawSigInfo};
+use mosix_wire::image::SigInfo;
+use mosix_wire::link::Exit;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What follows from a stop.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing more.
     Done,
-    /// Forward this signal to the body.
+    /// Forward this signal to the body, then let the thread go on: whatever its call answers comes behind the signal.
     Forward(Option<i32>, Box<RawSigInfo>),
     /// The deputy is stopped by job control.
     Stopped(i32),
@@ -86,9 +89,89 @@ pub fn cancel(tid: i32) -> io::Result<()> {
     ptrace::cont(tid, 0)
 }
 
+/// How long a thread may take to stop.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Stops a thread of a deputy. Signals that it was about to get are taken off it, in order: no handler runs in a deputy, and no default
+/// action. It stands where its call left it; [`go_on`] lets it go.
+///
+/// # Errors
+/// `ESRCH` when it ended, `TimedOut` when it does not stop.
+pub fn hold(process: &mut Process, tid: i32) -> io::Result<Vec<(Option<i32>, SigInfo)>> {
+    let mut taken = Vec::new();
+    ptrace::interrupt(tid)?;
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let event = wait_for(tid, deadline)?.ok_or(io::ErrorKind::TimedOut)?;
+        match event {
+            Event::Stop(_) => return Ok(taken),
+            Event::Exited(_) | Event::Killed(..) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            Event::Signal(signal) => {
+                let mut deliver = 0;
+                if let Some(how) = process.dying {
+                    deliver = deadly(how, signal);
+                } else if stops(process, signal) {
+                    // The whole deputy stops, when what holds this thread is over.
+                    process.stops.push(signal);
+                } else {
+                    let info = ptrace::siginfo(tid)?;
+                    let to = directed(&info, signal, tid, process.deputy.as_deref());
+                    taken.push((to, SigInfo(info.to_vec())));
+                }
+                // Renewed while the thread still stands: any stop takes a pending interrupt away.
+                ptrace::interrupt(tid)?;
+                ptrace::cont(tid, deliver)?;
+            }
+            _ => {
+                ptrace::interrupt(tid)?;
+                ptrace::cont(tid, 0)?;
+            }
+        }
+    }
+}
+
+/// Stops a thread of a deputy whose body is away; what it was about to get is the body's.
+///
+/// # Errors
+/// As [`hold`].
+pub fn hold_away(process: &mut Process, tid: i32) -> io::Result<()> {
+    for signal in hold(process, tid)? {
+        process.signals.take(signal);
+    }
+    Ok(())
+}
+
+/// What a deputy gets that ends as its body did: the signal of that end, and no other.
+fn deadly(how: Exit, signal: i32) -> i32 {
+    match how {
+        Exit::Signal { signal: end, .. } if i32::from(end) == signal => signal,
+        _ => 0,
+    }
+}
+
+/// Sets the mask of a running thread of a deputy.
+///
+/// # Errors
+/// As [`hold`].
+pub fn set_mask(process: &mut Process, tid: i32, mask: u64) -> io::Result<()> {
+    hold_away(process, tid)?;
+    ptrace::set_sigmask(tid, mask)?;
+    go_on(tid, process.deputy.as_deref())
+}
+
 const STOPS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
-/// What a process does with a signal by the deputy's own record, which follows the body's: (ignored, caught).
+/// Whether a signal really stops the deputy, by the disposition that the body reported last.
+fn stops(process: &Process, signal: i32) -> bool {
+    let action = process
+        .image
+        .as_ref()
+        .and_then(|image| image.actions.get((signal - 1) as usize));
+    let default = action.is_none_or(|action| action.handler == libc::SIG_DFL as u64);
+    signal == libc::SIGSTOP || (STOPS.contains(&signal) && default)
+}
+
+/// What a process at home does with a signal: (ignored, caught).
 fn disposition(pid: i32, signal: i32) -> (bool, bool) {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let bit = |name: &str| {
@@ -120,20 +203,16 @@ fn handle(process: &mut Process, tid: i32, event: Event) -> io::Result<Outcome> 
     match event {
         Event::Exited(_) | Event::Killed(..) => Ok(Outcome::Ended),
         Event::Signal(signal) => {
-            if process.dying.is_some() {
+            if let Some(how) = process.dying {
+                ptrace::cont(tid, deadly(how, signal))?;
+                return Ok(Outcome::Done);
+            }
+            if stops(process, signal) {
                 ptrace::cont(tid, signal)?;
                 return Ok(Outcome::Done);
             }
-            let (ignored, caught) = disposition(process.pid, signal);
-            if signal == libc::SIGSTOP || (STOPS.contains(&signal) && !ignored && !caught) {
-                ptrace::cont(tid, signal)?;
-                return Ok(Outcome::Done);
-            }
+            // Also one that is ignored: only the body's kernel knows whether a thread blocks it.
             let info = ptrace::siginfo(tid)?;
-            go_on(tid, deputy.as_deref())?;
-            if ignored {
-                return Ok(Outcome::Done);
-            }
             Ok(Outcome::Forward(
                 directed(&info, signal, tid, deputy.as_deref()),
                 Box::new(info),

@@ -225,7 +225,8 @@ impl Body {
         self.dress_process(image)?;
         let mut scripts = Vec::with_capacity(image.threads.len());
         for (slot, thread) in image.threads.iter().enumerate() {
-            let mut ops = self.dress_thread(image, slot as u32, thread)?;
+            queue_pending(&self.window, slot as u32, image.pid, thread).map_err(script("pending signals"))?;
+            let mut ops = self.dress_thread(slot as u32, thread)?;
             ops.extend_from_slice(last);
             self.window.post(slot as u32, &ops).map_err(script("thread state"))?;
             scripts.push(ops);
@@ -239,8 +240,8 @@ impl Body {
         Ok(())
     }
 
-    fn dress_thread(&self, image: &ProcessImage, slot: u32, thread: &ThreadImage) -> Result<Vec<Op>, BuildError> {
-        let (ops, bytes) = thread_state(image, slot, thread);
+    fn dress_thread(&self, slot: u32, thread: &ThreadImage) -> Result<Vec<Op>, BuildError> {
+        let (ops, bytes) = thread_state(slot, thread);
         self.window
             .write_buffer(slot, 0, &bytes)
             .map_err(|error| script("thread state")(error.into()))?;
@@ -355,7 +356,7 @@ pub fn process_state(image: &ProcessImage, base: u64) -> (Vec<Op>, Vec<u8>) {
         }
         ops.push(Op::may(libc::SYS_rt_sigaction, [signal, at, 0, 8, 0, 0]));
     }
-    for info in image.pending.iter().take(4096) {
+    for info in &image.pending {
         let at = base + bytes.len() as u64;
         bytes.extend_from_slice(&info.0);
         bytes.resize((at - base) as usize + 128, 0);
@@ -410,9 +411,52 @@ fn map_one(vma: &Vma, file_fd: &impl Fn(u32) -> i32, ops: &mut Vec<Op>) {
     }
 }
 
-/// The script that sets what only a thread itself can set, with the data it points to (the start of the slot's buffer).
-pub fn thread_state(image: &ProcessImage, slot: u32, thread: &ThreadImage) -> (Vec<Op>, Vec<u8>) {
-    let (buffer, room) = Window::buffer(slot);
+/// Signals that one script queues: it must stay a short one, as threads run theirs side by side.
+const BATCH: usize = 64;
+
+/// Makes a thread, which blocks all signals, queue its own pending ones to itself.
+///
+/// # Errors
+/// As [`Window::run`]; the kernel's limit on pending signals is no error, as it is none natively.
+pub fn queue_pending(
+    window: &Window,
+    slot: u32,
+    pid: mosix_wire::ids::Pid,
+    thread: &ThreadImage,
+) -> Result<(), ScriptError> {
+    let (buffer, _) = Window::buffer(slot);
+    for batch in thread.pending.chunks(BATCH) {
+        let mut bytes = Vec::with_capacity(batch.len() * 128);
+        let mut ops = Vec::with_capacity(batch.len());
+        for info in batch {
+            let at = bytes.len();
+            bytes.extend_from_slice(&info.0);
+            bytes.resize(at + 128, 0);
+            let (pid, tid) = (pid.0 as u64, thread.tid.0 as u64);
+            ops.push(Op::may(
+                libc::SYS_rt_tgsigqueueinfo,
+                [pid, tid, signal_of(&info.0), buffer + at as u64, 0, 0],
+            ));
+        }
+        window.write_buffer(slot, 0, &bytes)?;
+        for (result, info) in window.run(slot, &ops, LIMIT)?.into_iter().zip(batch) {
+            if result < 0 {
+                tracing::warn!(
+                    tid = thread.tid.0,
+                    signal = signal_of(&info.0),
+                    result,
+                    "a pending signal is lost"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The script that sets what only a thread itself can set, with the data it points to (the start of the slot's buffer). Its pending
+/// signals are [`queue_pending`]'s.
+pub fn thread_state(slot: u32, thread: &ThreadImage) -> (Vec<Op>, Vec<u8>) {
+    let (buffer, _) = Window::buffer(slot);
     let mut bytes = vec![0u8; 64];
     let mut ops = Vec::new();
     let (sp, flags, size) = thread.altstack;
@@ -446,15 +490,5 @@ pub fn thread_state(image: &ProcessImage, slot: u32, thread: &ThreadImage) -> (V
         ));
     }
     ops.extend(rseq_script(thread));
-    for info in thread.pending.iter().take((room - 64) / 128) {
-        let at = bytes.len();
-        bytes.extend_from_slice(&info.0);
-        bytes.resize(at + 128, 0);
-        let (pid, tid) = (image.pid.0 as u64, thread.tid.0 as u64);
-        ops.push(Op::may(
-            libc::SYS_rt_tgsigqueueinfo,
-            [pid, tid, signal_of(&info.0), buffer + at as u64, 0, 0],
-        ));
-    }
     (ops, bytes)
 }

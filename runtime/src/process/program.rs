@@ -188,6 +188,7 @@ pub fn load(exec: Exec<'_>) -> Result<Loaded, ProgramError> {
             })
             .collect(),
         pending: Vec::new(),
+        signals: 0,
         clocks: exec.clocks,
         vdso: Some(VdsoImage {
             base: layout.vdso,

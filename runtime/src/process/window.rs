@@ -46,6 +46,9 @@ pub enum ScriptError {
     /// The slot is not waiting for a script.
     #[error("slot {0} is busy")]
     Busy(u32),
+    /// The thread could not be prepared.
+    #[error("a thread could not be stopped: {0}")]
+    Os(io::Error),
     /// An access outside of the window, or a script too long for the slot.
     #[error(transparent)]
     Range(#[from] OutOfRange),

@@ -330,6 +330,7 @@ fn take(mut command: Command, epoch: Epoch) -> Taken {
         mm: capture::mm(pid, captured.brk).expect("mm"),
         actions: captured.actions,
         pending: vec![],
+        signals: 0,
         clocks: capture::clocks(),
         vdso: vdso(&ProcMem::force(pid).expect("mem"), &before),
         cpu: mosix_runtime::cpu::record(),
@@ -430,12 +431,14 @@ fn there_and_back(socket: &Path) {
 
     // Signals: one handled in a sleep, one by number of another process; then one that is waited for, with its true sender.
     home.tell(&ToHost::Signal {
+        number: 1,
         pid,
         tid: None,
         info: siginfo(libc::SIGUSR1, 1),
     });
     std::thread::sleep(Duration::from_millis(100));
     home.tell(&ToHost::Signal {
+        number: 2,
         pid,
         tid: Some(Tid(pid.0)),
         info: siginfo(libc::SIGALRM, 2),
@@ -451,6 +454,7 @@ fn there_and_back(socket: &Path) {
         epoch: Epoch(1),
     });
     home.tell(&ToHost::Signal {
+        number: 3,
         pid,
         tid: None,
         info: siginfo(libc::SIGUSR2, 4321),

@@ -85,8 +85,23 @@ fn caught_stop_left_to_the_body() {
 }
 
 #[test]
-fn caught_signal_sent_to_a_frozen_body() {
-    caught(Mutant::SignalDuringMove, "never handled");
+fn caught_signal_forgotten_when_sent() {
+    caught(Mutant::ForgetSent, "never handled");
+}
+
+#[test]
+fn caught_signal_taken_again() {
+    caught(Mutant::TakeAgain, "handled twice");
+}
+
+#[test]
+fn caught_signal_said_to_be_taken_by_a_captured_body() {
+    caught(Mutant::TookWhileFrozen, "never handled");
+}
+
+#[test]
+fn caught_number_left_behind() {
+    caught(Mutant::NumberLeftBehind, "handled twice");
 }
 
 #[test]

@@ -18,10 +18,11 @@ pub struct Seen {
     pub timeouts: u64,
     pub moves: u64,
     pub moves_with_open_calls: u64,
+    pub repeated: u64,
 }
 
 impl Seen {
-    pub fn counts(&self) -> [(&'static str, u64); 11] {
+    pub fn counts(&self) -> [(&'static str, u64); 12] {
         [
             ("handlers", self.handlers),
             ("handlers in calls", self.handlers_in_calls),
@@ -34,6 +35,7 @@ impl Seen {
             ("time-outs", self.timeouts),
             ("moves", self.moves),
             ("moves with open calls", self.moves_with_open_calls),
+            ("signals sent again", self.repeated),
         ]
     }
 
@@ -49,6 +51,7 @@ impl Seen {
         self.timeouts += other.timeouts;
         self.moves += other.moves;
         self.moves_with_open_calls += other.moves_with_open_calls;
+        self.repeated += other.repeated;
     }
 }
 

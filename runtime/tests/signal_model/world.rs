@@ -2,6 +2,7 @@
 
 use crate::native::{Instance, Native};
 use crate::random::Random;
+use mosix_runtime::contract::owner::{Inbox, Outbox};
 use mosix_runtime::contract::signals::{
     Answer, Disposition, Next, Open, Placement, RESTART_BLOCK, RESTART_NOHAND, RESTART_NOINTR, RESTART_SYS, Taker,
     Thread as View, answer, cancelled, deputy_stopped, due_at_home, place, resumed,
@@ -33,8 +34,14 @@ pub enum Mutant {
     CodeAsResult,
     /// The agent lets the body's kernel take a stop signal with the default action.
     StopInTheBody,
-    /// Home sends signals to a body that it has told to freeze.
-    SignalDuringMove,
+    /// Home forgets a signal as soon as it has sent it.
+    ForgetSent,
+    /// The host takes every signal that comes, whatever its number.
+    TakeAgain,
+    /// The host says that it has a signal which came when the body stood captured.
+    TookWhileFrozen,
+    /// The number of the last signal stays behind when the body moves.
+    NumberLeftBehind,
     /// Home executes a call again that comes a second time.
     ExecuteTwice,
 }
@@ -53,7 +60,7 @@ struct Request {
 /// Home to host.
 #[derive(Clone, Debug)]
 enum Down {
-    Signal(Instance),
+    Signal(u64, Instance),
     Reply { thread: usize, seq: u64, raw: i64 },
     Depart,
 }
@@ -72,6 +79,8 @@ enum Up {
     },
     /// A stop that the host leaves to home.
     Stop(Instance),
+    /// The body has the signals up to this number.
+    Took(u64),
     Frozen,
 }
 
@@ -123,7 +132,7 @@ pub struct World {
     known: BTreeMap<i32, Disposition>,
     at_home: VecDeque<Instance>,
     moving: bool,
-    held: VecDeque<Instance>,
+    outbox: Outbox<Instance>,
     // The wires.
     down: VecDeque<Down>,
     up: VecDeque<Up>,
@@ -132,6 +141,7 @@ pub struct World {
     dispositions: BTreeMap<i32, Disposition>,
     pending: VecDeque<Instance>,
     frozen: bool,
+    inbox: Inbox,
 }
 
 impl World {
@@ -167,13 +177,14 @@ impl World {
             known: dispositions.clone(),
             at_home: VecDeque::new(),
             moving: false,
-            held: VecDeque::new(),
+            outbox: Outbox::default(),
             down: VecDeque::new(),
             up: VecDeque::new(),
             threads: vec![thread; THREADS],
             dispositions,
             pending: VecDeque::new(),
             frozen: false,
+            inbox: Inbox::default(),
         }
     }
 
@@ -202,7 +213,7 @@ impl World {
             self.deliver_up();
             self.look();
         }
-        let (threads, home) = (&self.threads, self.at_home.len() + self.held.len());
+        let (threads, home) = (&self.threads, self.at_home.len());
         let blocked = |instance: Instance| match instance.to {
             Some(thread) => threads[thread].mask[&instance.signal],
             None => threads.iter().all(|thread| thread.mask[&instance.signal]),
@@ -316,8 +327,13 @@ impl World {
         let open = self.stop(index);
         let (taker, next) = deputy_stopped(instance.signal, known, open);
         match taker {
-            Taker::Body if self.moving && self.mutant != Mutant::SignalDuringMove => self.held.push_back(instance),
-            Taker::Body => self.down.push_back(Down::Signal(instance)),
+            Taker::Body => {
+                let number = self.outbox.take(instance);
+                if !self.moving {
+                    self.down.push_back(Down::Signal(number, instance));
+                    self.sent(number);
+                }
+            }
             Taker::Deputy => {
                 self.native.stopped(instance);
                 // The other threads stop with it.
@@ -338,6 +354,12 @@ impl World {
                 _ => next,
             };
             self.go_on(index, next);
+        }
+    }
+
+    fn sent(&mut self, number: u64) {
+        if self.mutant == Mutant::ForgetSent {
+            self.outbox.taken(number);
         }
     }
 
@@ -449,6 +471,7 @@ impl World {
                 self.known.insert(signal, now);
             }
             Some(Up::Stop(instance)) => self.stop_at(instance, Disposition::Default),
+            Some(Up::Took(number)) => self.outbox.taken(number),
             Some(Up::Frozen) => self.commit(),
             None => {}
         }
@@ -484,7 +507,12 @@ impl World {
     fn depart(&mut self) {
         if !self.moving && self.random.below(4) == 0 {
             self.moving = true;
-            self.down.push_back(Down::Depart);
+            if self.random.below(2) == 0 {
+                self.down.push_back(Down::Depart);
+            } else {
+                // On a stream of its own: it overtakes what the session still has.
+                self.freeze();
+            }
         }
     }
 
@@ -512,8 +540,17 @@ impl World {
                 self.place(instance);
             }
         }
-        for instance in std::mem::take(&mut self.held) {
-            self.down.push_back(Down::Signal(instance));
+        if self.mutant == Mutant::NumberLeftBehind {
+            self.inbox = Inbox::default();
+        }
+        let kept: Vec<_> = self
+            .outbox
+            .kept()
+            .map(|(number, instance)| (number, *instance))
+            .collect();
+        for (number, instance) in kept {
+            self.down.push_back(Down::Signal(number, instance));
+            self.sent(number);
         }
         self.deliver();
     }
@@ -523,17 +560,32 @@ impl World {
     fn deliver_down(&mut self) {
         let Some(message) = self.down.pop_front() else { return };
         if self.frozen {
-            return; // The old agent has nothing to do with it any more.
+            // The old agent has nothing to do with it any more.
+            if let (Down::Signal(number, _), Mutant::TookWhileFrozen) = (message, self.mutant) {
+                self.up.push_front(Up::Took(number));
+            }
+            return;
         }
         match message {
-            Down::Signal(instance) => self.place(instance),
-            Down::Reply { thread, seq, raw } => self.reply(thread, seq, raw),
-            Down::Depart => {
-                self.frozen = true;
-                self.up.push_back(Up::Frozen);
+            Down::Signal(number, instance) => {
+                if self.inbox.admit(number) || self.mutant == Mutant::TakeAgain {
+                    self.place(instance);
+                    if self.random.below(2) == 0 {
+                        self.up.push_back(Up::Took(number));
+                    }
+                } else {
+                    self.native.seen.repeated += 1;
+                }
             }
+            Down::Reply { thread, seq, raw } => self.reply(thread, seq, raw),
+            Down::Depart => self.freeze(),
         }
         self.deliver();
+    }
+
+    fn freeze(&mut self) {
+        self.frozen = true;
+        self.up.push_back(Up::Frozen);
     }
 
     fn place(&mut self, instance: Instance) {

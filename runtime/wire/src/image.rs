@@ -28,6 +28,8 @@ pub struct ProcessImage {
     pub actions: Vec<SigAction>,
     /// Signals pending for the process, as raw 128-byte siginfo.
     pub pending: Vec<SigInfo>,
+    /// Number of the last signal of home that the process has.
+    pub signals: u64,
     /// Clocks of the capturing node at capture, for the time namespace of the next.
     pub clocks: Clocks,
     /// Home's vDSO, which the body keeps at its old address.

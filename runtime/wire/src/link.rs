@@ -83,6 +83,8 @@ pub enum ToHost {
     Signal {
         /// The process.
         pid: Pid,
+        /// Grows with each signal of the process; one that the body has already comes again after a move and is not taken again.
+        number: u64,
         /// The thread, when the signal is thread-directed.
         tid: Option<Tid>,
         /// True siginfo.
@@ -233,6 +235,15 @@ pub enum ToHome {
         epoch: Epoch,
         /// Signal number.
         signal: u8,
+    },
+    /// The body has home's signals up to this number, and keeps them through every move: home need not send them again.
+    Took {
+        /// The process.
+        pid: Pid,
+        /// Epoch of the body.
+        epoch: Epoch,
+        /// Number of [`ToHost::Signal`].
+        number: u64,
     },
     /// A disposition changed away; home's half follows before any later call.
     Action {

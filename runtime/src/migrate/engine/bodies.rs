@@ -77,6 +77,33 @@ impl HomeEngine {
                 }
                 return;
             }
+            ToHome::Took { pid, epoch, number } => {
+                if let Some(process) = self.processes.get_mut(&pid.0)
+                    && process.state.keeps_signals(&node, epoch)
+                {
+                    process.signals.taken(number);
+                }
+                return;
+            }
+            ToHome::Action {
+                pid,
+                epoch,
+                signal,
+                action,
+                ..
+            } => {
+                if let Some(process) = self.processes.get_mut(&pid.0)
+                    && process.state.accepted() == Some((&node, epoch))
+                    && let Some(index) = signal.checked_sub(1)
+                    && let Some(known) = process
+                        .image
+                        .as_mut()
+                        .and_then(|image| image.actions.get_mut(usize::from(index)))
+                {
+                    *known = action;
+                }
+                return;
+            }
             ToHome::StopSignal { pid, epoch, signal } => {
                 // The deputy takes it at its delivery stop and really stops; nothing else may be asked for in this way.
                 let stops = [libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
@@ -166,7 +193,9 @@ impl HomeEngine {
                 }
             }
             (Cause::Exited, Some(Exit::Signal { signal, .. })) => {
-                let _ = mosix_sys::process::kill(pid, i32::from(signal));
+                if crate::migrate::process::die(process, i32::from(signal)).is_err() {
+                    let _ = mosix_sys::process::kill(pid, libc::SIGKILL);
+                }
             }
             (Cause::Exited, None) => {}
             (Cause::Lost, _) => {
@@ -202,6 +231,10 @@ impl HomeEngine {
             return;
         }
         process.deadline = None;
+        // What really stops the deputy waits for no move.
+        for signal in std::mem::take(&mut process.stops) {
+            let _ = mosix_sys::process::kill(pid, signal);
+        }
         let Some(journey) = process.journey.take() else { return };
         let moved = place == journey.to;
         cx.shared.place(pid, |placement| {
@@ -252,9 +285,11 @@ impl HomeEngine {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
-        let waiting: Vec<_> = process.signals.drain(..).collect();
-        for (tid, info) in waiting {
-            self.forward(pid, tid, info);
+        let Some(host) = process.state.signals_to().and_then(|node| self.connected.get(node)) else {
+            return;
+        };
+        for (number, (tid, info)) in process.signals.kept() {
+            send(host, pid, number, *tid, info.clone());
         }
     }
 
@@ -262,13 +297,9 @@ impl HomeEngine {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
-        match process.state.signals_to().and_then(|node| self.connected.get(node)) {
-            Some(host) => host.order(&ToHost::Signal {
-                pid: Pid(pid),
-                tid: tid.map(Tid),
-                info,
-            }),
-            None => process.signals.push_back((tid, info)),
+        let number = process.signals.take((tid, info.clone()));
+        if let Some(host) = process.state.signals_to().and_then(|node| self.connected.get(node)) {
+            send(host, pid, number, tid, info);
         }
     }
 
@@ -330,4 +361,13 @@ impl HomeEngine {
             tracing::debug!(tid, %error, "lingering thread is gone");
         }
     }
+}
+
+fn send(host: &Host, pid: i32, number: u64, tid: Option<i32>, info: SigInfo) {
+    host.order(&ToHost::Signal {
+        pid: Pid(pid),
+        number,
+        tid: tid.map(Tid),
+        info,
+    });
 }

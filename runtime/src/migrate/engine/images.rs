@@ -121,9 +121,7 @@ impl HomeEngine {
         let Some(mut image) = process.returning.take() else {
             return;
         };
-        // Signals that came to the deputy meanwhile wait behind those that the body brought.
-        image.pending.extend(process.signals.drain(..).map(|(_, info)| info));
-        match home::dress(process, &image) {
+        match home::dress(process, &mut image) {
             Ok(()) => {
                 process.returning = Some(image);
                 self.step(cx, pid, HomeEvent::BuiltHere(attempt));

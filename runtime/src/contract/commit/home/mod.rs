@@ -206,14 +206,17 @@ impl<N: Clone + PartialEq> Home<N> {
         }
     }
 
-    /// The host that signals are sent to now. None: they wait at home, in order, for the outcome of a move, or are home's own. Orders to
-    /// depart may overtake the session, and a body that is frozen, or taken back, takes no signal along.
+    /// The host that signals are sent to now: whose body may make calls, since what a call raises comes before its answer. None: no body
+    /// runs, or it is home's own. Whoever has it may be captured before they come, or not run yet: home keeps them until they are taken.
     #[must_use]
     pub fn signals_to(&self) -> Option<&N> {
-        match self {
-            Self::Away { at, .. } => Some(at),
-            _ => None,
-        }
+        self.accepted().map(|(at, _)| at)
+    }
+
+    /// Whether this body's word counts that it has signals, and keeps them whatever comes: one that home might not have run yet does not.
+    #[must_use]
+    pub fn keeps_signals(&self, from: &N, epoch: Epoch) -> bool {
+        !matches!(self, Self::AwaitRunning { .. }) && self.accepted() == Some((from, epoch))
     }
 
     /// True when no move is open.
