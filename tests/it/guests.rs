@@ -31,7 +31,6 @@ const GAPS: &[(&str, &str)] = &[
         "a relative timeout is not carried exactly over several moves",
     ),
     ("futex_timeout", "a relative futex timeout starts again at a move"),
-    ("hazard_loop", "may fail when moved under a 1 ms interval timer"),
     (
         "interval_timer",
         "a poll with timeout 0 may see EINTR under an interval timer",

@@ -55,7 +55,13 @@ pub fn answered(shared: &Shared, (pid, tid): Who, answer: MapAnswer) {
     match answer {
         MapAnswer::Errno(errno) => {
             if let Some((body, host, id)) = waits(shared, (pid, tid)) {
-                settle(shared, &body, host, id, Answer::Result(-i64::from(errno.clamp(1, 4095))));
+                settle(
+                    shared,
+                    &body,
+                    host,
+                    id,
+                    Answer::Result(-i64::from(errno.clamp(1, 4095))),
+                );
             }
         }
         MapAnswer::AtHome => come_home(shared, (pid, tid)),

@@ -7,7 +7,7 @@ use super::shared::{BodyCalls, Shared};
 use super::signals::{self, Delivery, Signals, settle_body};
 use crate::contract::commit::Host;
 use crate::process::freeze::{Frozen, FrozenThread, put_back, wait_for};
-use crate::process::restart::{ERESTARTNOINTR, Standing};
+use crate::process::restart::{ERESTARTNOINTR, Standing, take_back};
 use mosix_sys::notif::Answer;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event};
@@ -209,6 +209,7 @@ impl Process {
             match self.standing(shared, tid, event) {
                 Ok(true) => {
                     let mut regs = ptrace::regs(tid)?;
+                    take_back(tid, &mut regs);
                     let raw = regs.rax();
                     let standing = settle_body(self, tid, &mut regs);
                     return Ok(Some(FrozenThread {

@@ -19,7 +19,7 @@ use super::shared::Shared;
 use crate::contract::owner::Inbox;
 use crate::process::freeze::wait_for;
 use crate::process::restart::{
-    EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Standing, settle,
+    EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Standing, settle, take_back,
 };
 use crate::process::step;
 use crate::process::window::Window;
@@ -482,6 +482,7 @@ fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, in
     };
     process.stop_thread(shared, host, LIMIT)?;
     let mut regs = ptrace::regs(host)?;
+    take_back(host, &mut regs);
     let raw = regs.rax();
     let standing = settle_body(process, host, &mut regs);
     if standing == Standing::Block {

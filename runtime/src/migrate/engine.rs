@@ -411,13 +411,19 @@ impl Engine for HomeEngine {
     fn deadline(&self) -> Option<Instant> {
         self.processes
             .values()
-            .filter_map(|process| process.deadline)
+            .flat_map(|process| [process.deadline, process.again])
+            .flatten()
             .chain(self.usage_due)
             .min()
     }
 
     fn tick(&mut self, cx: &mut Cx<'_>) {
         let now = Instant::now();
+        for process in self.processes.values_mut() {
+            if process.again.is_some_and(|again| again <= now) {
+                signals::look_again(process);
+            }
+        }
         let late = |process: &&Process| process.deadline.is_some_and(|deadline| deadline <= now);
         for pid in self
             .processes

@@ -346,17 +346,21 @@ pub fn interrupted(process: &mut Process, tid: i32) -> io::Result<()> {
 ///
 /// # Errors
 /// When the thread is gone.
-pub fn go_on(process: &Process, tid: i32) -> io::Result<()> {
+pub fn go_on(process: &mut Process, tid: i32) -> io::Result<()> {
     let deputy = process.deputy.as_deref();
-    let open = deputy.is_some_and(|deputy| deputy.open(tid).is_some());
-    match process.lingering.get(&tid) {
-        Some(thread) if open && is_due(process.pid, thread) => super::signals::cancel(tid),
+    match (process.lingering.get(&tid), deputy.and_then(|deputy| deputy.open(tid))) {
+        (Some(thread), Some(open)) if is_due(process.pid, thread) => {
+            if !super::signals::cancel(tid, open.nr)? {
+                super::signals::later(process);
+            }
+            Ok(())
+        }
         _ => super::signals::go_on(tid, deputy),
     }
 }
 
 /// Whether a signal that the thread does not block, and the process does not ignore, waits for it.
-fn is_due(pid: i32, thread: &ThreadImage) -> bool {
+pub(super) fn is_due(pid: i32, thread: &ThreadImage) -> bool {
     thread.pending.iter().any(|info| {
         let Some(number) = info.0.first_chunk::<4>() else {
             return false;

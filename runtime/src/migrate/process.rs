@@ -136,6 +136,8 @@ pub struct Process {
     pub stopped: Option<i32>,
     /// Signals for the body: the thread, or the process, and siginfo.
     pub signals: Outbox<(Option<i32>, SigInfo)>,
+    /// When to look again at threads whose calls are to end.
+    pub again: Option<Instant>,
     /// Stop signals that came while their thread was held: raised again when it is not.
     pub stops: Vec<i32>,
     /// The deputy's threads take signals: whoever makes one execute something must keep them off.
@@ -171,6 +173,7 @@ impl Process {
             dying: None,
             stopped: None,
             signals: Outbox::default(),
+            again: None,
             stops: Vec::new(),
             open: false,
             cancels: HashMap::new(),

@@ -7,9 +7,9 @@
 use super::process::Process;
 use crate::deputy::Deputy;
 use crate::process::freeze::wait_for;
-use crate::process::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS};
+use crate::process::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, take_back};
 use mosix_sys::ptrace::{self, Event, RawSigInfo};
-use mosix_wire::image::SigInfo;
+use mosix_wire::image::{SigInfo, ThreadImage};
 use mosix_wire::link::Exit;
 use std::io;
 use std::time::{Duration, Instant};
@@ -41,19 +41,18 @@ fn restarts(result: i64) -> bool {
 /// issued again for the rest.
 pub fn go_on(tid: i32, deputy: Option<&Deputy>) -> io::Result<()> {
     let mut regs = ptrace::regs(tid)?;
+    take_back(tid, &mut regs);
+    ptrace::set_regs(tid, &regs)?;
     let (nr, result) = (regs.orig_rax() as i64, regs.rax() as i64);
     if nr >= 0 && !restarts(result) {
-        let again = |regs: &mut ptrace::Regs| {
-            regs.set_rax(nr as u64);
-            regs.set_rip(regs.rip() - 2);
-            regs.set_orig_rax(u64::MAX);
-        };
+        // Left to the kernel, which no handler disturbs here: so a cancel that comes before it runs again still sees a call.
+        let again = |regs: &mut ptrace::Regs, code: i64| regs.set_rax(code as u64);
         let open = deputy.and_then(|deputy| deputy.open(tid));
         if result == EINTR && nr != libc::SYS_futex {
             if let Some(open) = open {
                 shorten(&mut regs, nr, open.since);
             }
-            again(&mut regs);
+            again(&mut regs, ERESTARTNOHAND);
             ptrace::set_regs(tid, &regs)?;
         } else if let (libc::SYS_write | libc::SYS_sendto, Some(deputy), Some(_)) = (nr, deputy, open)
             && result > 0
@@ -62,7 +61,7 @@ pub fn go_on(tid: i32, deputy: Option<&Deputy>) -> io::Result<()> {
             deputy.wrote(tid, result as u64);
             regs.set_rsi(regs.rsi() + result as u64);
             regs.set_rdx(regs.rdx() - result as u64);
-            again(&mut regs);
+            again(&mut regs, ERESTARTSYS);
             ptrace::set_regs(tid, &regs)?;
         }
     }
@@ -77,20 +76,42 @@ fn shorten(regs: &mut ptrace::Regs, nr: i64, since: Instant) {
     }
 }
 
-/// Ends the call of a stopped deputy thread with a restart code that the stub reports home.
-pub fn cancel(tid: i32) -> io::Result<()> {
+/// Ends the open call, number `open`, of a stopped deputy thread with a restart code that the stub reports home. False when the thread is
+/// not in it: it has not begun or is over, and whoever wants its end is to look again.
+pub fn cancel(tid: i32, open: u32) -> io::Result<bool> {
     let mut regs = ptrace::regs(tid)?;
-    let result = regs.rax() as i64;
-    if (regs.orig_rax() as i64) >= 0 && (restarts(result) || result == EINTR) {
+    take_back(tid, &mut regs);
+    let (nr, result) = (regs.orig_rax() as i64, regs.rax() as i64);
+    let inside = nr >= 0 && (nr == i64::from(open) || nr == libc::SYS_restart_syscall);
+    if inside && (restarts(result) || result == EINTR) {
         // Without a call number the kernel does not restart it: the stub sees the code as the result.
         regs.set_orig_rax(u64::MAX);
-        ptrace::set_regs(tid, &regs)?;
     }
-    ptrace::cont(tid, 0)
+    ptrace::set_regs(tid, &regs)?;
+    ptrace::cont(tid, 0)?;
+    Ok(inside)
 }
 
+/// When to look again at a thread that is not in the call that is to end.
+const AGAIN: Duration = Duration::from_millis(1);
 /// How long a thread may take to stop.
 const LIMIT: Duration = Duration::from_secs(2);
+
+/// Looks again at threads whose calls are to end.
+pub fn look_again(process: &mut Process) {
+    process.again = None;
+    let due = |(tid, thread): (&i32, &ThreadImage)| super::home::is_due(process.pid, thread).then_some(*tid);
+    let lingering = process.lingering.iter().filter_map(due);
+    for tid in process.cancels.keys().copied().chain(lingering) {
+        // One that is gone waits for nothing.
+        let _ = ptrace::interrupt(tid);
+    }
+}
+
+/// The same later, for this process.
+pub fn later(process: &mut Process) {
+    process.again = Some(Instant::now() + AGAIN);
+}
 
 /// Stops a thread of a deputy. Signals that it was about to get are taken off it, in order: no handler runs in a deputy, and no default
 /// action. It stands where its call left it; [`go_on`] lets it go.
@@ -219,10 +240,19 @@ fn handle(process: &mut Process, tid: i32, event: Event) -> io::Result<Outcome> 
             ))
         }
         Event::Stop(libc::SIGTRAP) => {
-            let cancelled = process.cancels.remove(&tid);
+            let cancelled = process.cancels.get(&tid).copied();
             match (cancelled, deputy.as_deref().and_then(|deputy| deputy.open(tid))) {
-                (Some(seq), Some(open)) if open.seq == seq => cancel(tid)?,
-                _ => go_on(tid, deputy.as_deref())?,
+                (Some(seq), Some(open)) if open.seq == seq => {
+                    if cancel(tid, open.nr)? {
+                        process.cancels.remove(&tid);
+                    } else {
+                        process.again = Some(Instant::now() + AGAIN);
+                    }
+                }
+                _ => {
+                    process.cancels.remove(&tid);
+                    go_on(tid, deputy.as_deref())?;
+                }
             }
             if process.stopped.take().is_some() {
                 return Ok(Outcome::Continued);

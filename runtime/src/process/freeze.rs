@@ -6,7 +6,7 @@
 //! ```
 //! Runs on the tracer thread: ptrace rights belong to a thread.
 
-use super::restart::{Standing, settle};
+use super::restart::{Standing, settle, take_back};
 use mosix_sys::ptrace::{self, Event, Regs};
 use std::io;
 use std::time::{Duration, Instant};
@@ -221,6 +221,7 @@ fn stop(
         match event {
             Event::Stop(libc::SIGTRAP) => {
                 let mut regs = ptrace::regs(tid).map_err(|error| FreezeError::Trace { tid, error })?;
+                take_back(tid, &mut regs);
                 let raw = regs.rax();
                 let standing = settle(&mut regs, |fd| blocking(pid, fd));
                 return Ok(Some(FrozenThread {

@@ -3,6 +3,8 @@
 //! The kernel shows an interrupted call's fate in rax at the stop (`include/linux/errno.h`): internal restart codes, or, for some calls,
 //! plain EINTR although no signal was delivered. Here those results become "issue it again" or "finish it at home".
 
+use crate::syscall::table::{self, Restart};
+use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::Regs;
 
 /// Restart after any signal unless a handler without SA_RESTART runs.
@@ -55,6 +57,27 @@ fn returns_eintr(nr: u64) -> bool {
             | libc::SYS_write
             | libc::SYS_writev
     )
+}
+
+/// Takes back a restart that the kernel has decided but the thread has not executed: stopped once more before its call's instruction, it
+/// shows the call's number where a result would be, and a write, number 1, would seem to have written one byte.
+pub fn take_back(tid: i32, regs: &mut Regs) {
+    let (nr, shown) = (regs.orig_rax(), regs.rax());
+    if (nr as i64) < 0 || (shown != nr && shown != libc::SYS_restart_syscall as u64) {
+        return;
+    }
+    let mut instruction = [0; 2];
+    if ProcMem::guest(tid).read(regs.rip(), &mut instruction).is_err() || instruction != [0x0f, 0x05] {
+        return;
+    }
+    let code = match table::row(nr as u32).restart {
+        _ if shown != nr => ERESTART_RESTARTBLOCK,
+        Restart::Sys => ERESTARTSYS,
+        Restart::NoHand | Restart::Eintr | Restart::Timed => ERESTARTNOHAND,
+        Restart::NoInt | Restart::None => ERESTARTNOINTR,
+    };
+    regs.set_rip(regs.rip() + 2);
+    regs.set_rax(code as u64);
 }
 
 /// Classifies a thread stopped by PTRACE_INTERRUPT. A call that is to start again keeps its number in orig_rax and gets a restart code in
