@@ -41,10 +41,6 @@ impl Incoming {
         }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.end - self.start
-    }
-
     pub(super) fn filled(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.end]
     }

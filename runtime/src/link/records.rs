@@ -121,6 +121,47 @@ fn header(behind: usize) -> Result<[u8; HEADER], LinkError> {
     Ok([APPLICATION_DATA, 3, 3, high, low])
 }
 
+/// Bytes on their way to the socket. The room behind them stays initialised: clearing it anew for every record would cost a good part
+/// of its encryption.
+#[derive(Default)]
+pub(super) struct Output {
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl Output {
+    pub(super) fn filled(&self) -> &[u8] {
+        &self.bytes[..self.used]
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.used
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.used = 0;
+    }
+
+    /// The next `count` bytes, to be written.
+    fn next(&mut self, count: usize) -> &mut [u8] {
+        let begin = self.used;
+        self.used += count;
+        if self.bytes.len() < self.used {
+            self.bytes.resize(self.used, 0);
+        }
+        &mut self.bytes[begin..self.used]
+    }
+
+    pub(super) fn extend(&mut self, bytes: &[u8]) {
+        self.next(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// All bytes from `begin` on.
+    fn from(&mut self, begin: usize) -> &mut [u8] {
+        &mut self.bytes[begin..self.used]
+    }
+}
+
 /// Makes the records of one direction.
 pub(super) struct Sealer {
     key: Key,
@@ -139,7 +180,7 @@ impl Sealer {
     }
 
     /// Appends `plain` to `out`, in whole records and one that [`Self::seal`] ends.
-    pub(super) fn push(&mut self, mut plain: &[u8], out: &mut Vec<u8>) -> Result<(), LinkError> {
+    pub(super) fn push(&mut self, mut plain: &[u8], out: &mut Output) -> Result<(), LinkError> {
         while !plain.is_empty() {
             let Some(begin) = self.open else {
                 self.renew(out)?;
@@ -149,13 +190,13 @@ impl Sealer {
                     plain = rest;
                 } else {
                     self.open = Some(out.len());
-                    out.extend_from_slice(&[0; HEADER]);
+                    out.next(HEADER);
                 }
                 continue;
             };
             let room = (RECORD + HEADER).saturating_sub(out.len() - begin);
             let (now, rest) = plain.split_at(plain.len().min(room));
-            out.extend_from_slice(now);
+            out.extend(now);
             plain = rest;
             if now.len() == room {
                 self.seal(out)?;
@@ -165,7 +206,7 @@ impl Sealer {
     }
 
     /// Ends the record that was begun, if any.
-    pub(super) fn seal(&mut self, out: &mut Vec<u8>) -> Result<(), LinkError> {
+    pub(super) fn seal(&mut self, out: &mut Output) -> Result<(), LinkError> {
         match self.open.take() {
             Some(begin) => self.end(begin, APPLICATION_DATA, out),
             None => Ok(()),
@@ -173,13 +214,11 @@ impl Sealer {
     }
 
     /// A record of content that lies elsewhere is encrypted from there.
-    fn whole(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<(), LinkError> {
-        let begin = out.len();
+    fn whole(&mut self, plain: &[u8], out: &mut Output) -> Result<(), LinkError> {
         let header = header(plain.len() + 1 + TAG)?;
-        out.extend_from_slice(&header);
-        out.resize(begin + HEADER + plain.len() + 1 + TAG, 0);
+        out.extend(&header);
         let nonce = self.key.nonce()?;
-        let (cipher, tail) = out[begin + HEADER..].split_at_mut(plain.len());
+        let (cipher, tail) = out.next(plain.len() + 1 + TAG).split_at_mut(plain.len());
         self.key
             .key
             .seal_out_of_place_scatter(nonce, Aad::from(header), plain, cipher, &[APPLICATION_DATA], tail)
@@ -187,38 +226,38 @@ impl Sealer {
     }
 
     /// Makes a record of what lies behind the room for a header at `begin`.
-    fn end(&mut self, begin: usize, kind: u8, out: &mut Vec<u8>) -> Result<(), LinkError> {
-        out.push(kind);
+    fn end(&mut self, begin: usize, kind: u8, out: &mut Output) -> Result<(), LinkError> {
+        out.extend(&[kind]);
         let header = header(out.len() - begin - HEADER + TAG)?;
         let nonce = self.key.nonce()?;
-        let (head, content) = out[begin..].split_at_mut(HEADER);
+        let (head, content) = out.from(begin).split_at_mut(HEADER);
         head.copy_from_slice(&header);
         let tag = self
             .key
             .key
             .seal_in_place_separate_tag(nonce, Aad::from(header), content)
             .map_err(|_| LinkError::Exhausted)?;
-        out.extend_from_slice(tag.as_ref());
+        out.extend(tag.as_ref());
         Ok(())
     }
 
-    fn message(&mut self, kind: u8, content: &[u8], out: &mut Vec<u8>) -> Result<(), LinkError> {
+    fn message(&mut self, kind: u8, content: &[u8], out: &mut Output) -> Result<(), LinkError> {
         self.seal(out)?;
         let begin = out.len();
-        out.extend_from_slice(&[0; HEADER]);
-        out.extend_from_slice(content);
+        out.next(HEADER);
+        out.extend(content);
         self.end(begin, kind, out)
     }
 
     /// Takes a new key when this one was used enough, or the peer wants it.
-    fn renew(&mut self, out: &mut Vec<u8>) -> Result<(), LinkError> {
+    fn renew(&mut self, out: &mut Output) -> Result<(), LinkError> {
         if self.key.seq < KEY_LIFE && !self.schedule.asked.load(Ordering::Relaxed) {
             return Ok(());
         }
         self.update(out)
     }
 
-    fn update(&mut self, out: &mut Vec<u8>) -> Result<(), LinkError> {
+    fn update(&mut self, out: &mut Output) -> Result<(), LinkError> {
         self.message(HANDSHAKE, &KEY_UPDATE, out)?;
         self.schedule.asked.store(false, Ordering::Relaxed);
         self.key = self.schedule.next_sealing()?;
@@ -226,7 +265,7 @@ impl Sealer {
     }
 
     /// Appends a close_notify alert, so that the peer can tell an end from a cut.
-    pub(super) fn close(&mut self, out: &mut Vec<u8>) -> Result<(), LinkError> {
+    pub(super) fn close(&mut self, out: &mut Output) -> Result<(), LinkError> {
         self.message(ALERT, &CLOSE_NOTIFY, out)
     }
 

@@ -1,7 +1,7 @@
 //! Frames over one connection. No numbering, no memory: a break is an error and the end.
 
 use super::engine::{End, Incoming, handshake};
-use super::records::{Opened, OpenerKey, Sealer};
+use super::records::{Opened, OpenerKey, Output, Sealer};
 use super::socket::Socket;
 use super::tls::Security;
 use mosix_wire::frame::{FrameError, HEADER, Header, Kind};
@@ -112,7 +112,7 @@ pub struct Sender {
     socket: Socket,
     sealer: Option<Sealer>,
     /// Bytes on their way to the socket.
-    out: Vec<u8>,
+    out: Output,
 }
 
 /// The receiving half of a [`Stream`].
@@ -152,7 +152,7 @@ impl Stream {
             tx: Sender {
                 socket: socket.clone(),
                 sealer,
-                out: Vec::new(),
+                out: Output::default(),
             },
             rx: Receiver {
                 socket,
@@ -246,7 +246,7 @@ impl Sender {
             for piece in part.chunks(BATCH) {
                 match &mut self.sealer {
                     Some(sealer) => sealer.push(piece, &mut self.out)?,
-                    None => self.out.extend_from_slice(piece),
+                    None => self.out.extend(piece),
                 }
                 if self.out.len() >= BATCH {
                     self.flush()?;
@@ -261,8 +261,8 @@ impl Sender {
         if let Some(sealer) = &mut self.sealer {
             sealer.seal(&mut self.out)?;
         }
-        if !self.out.is_empty() {
-            let written = self.socket.write_all(&self.out);
+        if self.out.len() > 0 {
+            let written = self.socket.write_all(self.out.filled());
             self.out.clear();
             written?;
         }
@@ -339,11 +339,6 @@ impl Receiver {
                 return Ok(());
             }
         }
-    }
-
-    /// Whether bytes behind the last frame are here already: the next may be received without waiting for the peer.
-    pub(super) fn has_more(&self) -> bool {
-        !self.data.is_empty() || self.incoming.len() > self.record || self.early_at < self.early.len()
     }
 
     /// Takes plain bytes into the frame; true when the frame is complete.

@@ -222,14 +222,6 @@ impl Session {
         self.inner.recv_into(frame)
     }
 
-    /// Whether bytes behind the last received frame are here already. Only a hint: they may be half a frame.
-    pub fn has_more(&self) -> bool {
-        match self.inner.rx.try_lock() {
-            Ok(rx) => rx.current.as_ref().is_some_and(|(_, receiver)| receiver.has_more()),
-            Err(_) => false,
-        }
-    }
-
     /// Tells how the connection is.
     pub fn state(&self) -> State {
         let book = lock(&self.inner.book);

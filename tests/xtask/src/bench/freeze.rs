@@ -32,8 +32,8 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
                 }
                 intact(guest)?;
                 Ok(Turns {
-                    without: Vec::new(),
                     with,
+                    ..Turns::default()
                 })
             });
         }

@@ -115,11 +115,31 @@ impl Commands<'_> {
         let run = |mosix: &[&str]| {
             prepare()?;
             let wall = ["timeout", "-k", "5", "600", &self.wall, &times];
-            median_of(&self.stage.output("n1", wall.iter().chain(mosix).chain(argv))?)
+            let said = self.stage.output("n1", wall.iter().chain(mosix).chain(argv))?;
+            let column = |n: usize| {
+                let words = said.lines().filter_map(|line| line.split(' ').nth(n));
+                median_of(&words.collect::<Vec<_>>().join("\n"))
+            };
+            Ok((column(0)?, column(1)?))
         };
         // The first run finds cold caches; it belongs to nobody.
         run(&[])?;
-        turns(rounds, || run(&[]), || run(&["mosix", "run", "--"]))
+        let (mut without, mut with) = (Vec::new(), Vec::new());
+        let keep = |all: &mut Vec<f64>, (wall, cpu): (f64, f64)| {
+            all.push(cpu);
+            wall
+        };
+        let mut turns = turns(
+            rounds,
+            || run(&[]).map(|both| keep(&mut without, both)),
+            || run(&["mosix", "run", "--"]).map(|both| keep(&mut with, both)),
+        )?;
+        turns.cpu = with
+            .iter()
+            .zip(&without)
+            .map(|(with, without)| with / without)
+            .collect();
+        Ok(turns)
     }
 }
 

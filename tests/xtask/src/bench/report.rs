@@ -25,6 +25,8 @@ pub struct Turns {
     pub without: Vec<f64>,
     /// With it.
     pub with: Vec<f64>,
+    /// CPU time with it divided by CPU time without it, per round, of whole commands.
+    pub cpu: Vec<f64>,
 }
 
 /// A line of the table.
@@ -39,6 +41,8 @@ pub struct Row {
     value: Option<f64>,
     /// Where the middle half of the rounds lies.
     middle: Option<(f64, f64)>,
+    /// Median of the rounds' ratios of CPU time, which other programs disturb less than the time that passes.
+    cpu: Option<f64>,
     /// Rounds measured.
     rounds: usize,
     goal: f64,
@@ -176,6 +180,7 @@ impl Report {
             with_ns: None,
             value: None,
             middle: None,
+            cpu: None,
             rounds: 0,
             verdict: None,
             error: None,
@@ -218,10 +223,20 @@ impl Report {
         for group in groups {
             text += &format!("\n{group}\n");
             let rows = self.rows.iter().filter(|row| row.group == group).map(Row::cells);
-            let head = ["WHAT", "WITHOUT", "WITH", "RESULT", "MIDDLE HALF", "GOAL", "VERDICT"];
+            let head = [
+                "WHAT",
+                "WITHOUT",
+                "WITH",
+                "RESULT",
+                "MIDDLE HALF",
+                "GOAL",
+                "VERDICT",
+                "CPU",
+            ];
             text += &table::layout(&head, &rows.collect::<Vec<_>>(), 1);
         }
-        text += "\nRESULT: the median of the rounds, each compared within itself. Undecided: the goal lies within the middle half of the rounds.\n";
+        text += "\nRESULT: the median of the rounds, each compared within itself. Undecided: the goal lies within the middle half of the rounds.\n\
+                 CPU: the same for the CPU time of the whole command, without what nobody waits for.\n";
         for row in &self.rows {
             if let Some(error) = &row.error {
                 text += &format!("not measured: {}: {error}\n", row.name);
@@ -256,6 +271,7 @@ impl Row {
         let ((low, high), value) = all().context("nothing was measured")?;
         ensure!(low.is_finite() && high.is_finite(), "{rounds:?} is no result");
         (self.value, self.middle, self.rounds) = (Some(value), Some((low, high)), rounds.len());
+        self.cpu = median(&turns.cpu);
         self.verdict = Some(match self.goal {
             goal if high <= goal => Verdict::Met,
             goal if low > goal => Verdict::Missed,
@@ -292,6 +308,7 @@ impl Row {
             self.middle.map_or_else(dash, middle),
             format!("≤ {}", self.number(self.goal)),
             self.verdict.map_or_else(dash, verdict),
+            self.cpu.map_or_else(dash, |cpu| format!("{cpu:.2}")),
         ]
     }
 }
@@ -325,6 +342,7 @@ mod tests {
         let turns = Turns {
             without: without.to_vec(),
             with: with.to_vec(),
+            cpu: Vec::new(),
         };
         report.row("group", "name", kind, goal, || Ok(turns));
         report.rows.remove(0)
