@@ -6,6 +6,7 @@ pub mod agent;
 pub mod contract;
 pub mod cpu;
 pub mod deputy;
+pub mod fault;
 pub mod lab;
 pub mod link;
 pub mod migrate;

@@ -10,6 +10,7 @@ mod guests;
 mod hazards;
 mod home;
 mod lab;
+mod phases;
 mod programs;
 mod run;
 mod terminal;

@@ -3,7 +3,7 @@
 use crate::binary::mosix;
 use serde_json::Value;
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -16,6 +16,8 @@ pub struct Lab {
     /// MOSIX_RUNTIME_DIR of the lab's own verbs; not that of its nodes.
     runtime: PathBuf,
     nodes: u32,
+    /// MOSIX_FAULT of everything in the lab.
+    points: Option<tempfile::TempDir>,
 }
 
 /// A node of a lab.
@@ -33,6 +35,21 @@ impl Lab {
 
     /// Brings up a lab with more options of `mosix lab up`.
     pub fn with(nodes: u32, options: &[&str]) -> Self {
+        Self::raise(nodes, options, None)
+    }
+
+    /// Brings up a lab whose moves can be held at named points ([`Lab::hold`]).
+    pub fn with_points(nodes: u32) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("mxp")
+            .tempdir_in("/tmp")
+            .expect("temporary folder");
+        // Agents come to it as whoever their bodies are.
+        std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
+        Self::raise(nodes, &[], Some(folder))
+    }
+
+    fn raise(nodes: u32, options: &[&str], points: Option<tempfile::TempDir>) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         // Short, because unix sockets in it have at most 107 bytes of name.
@@ -42,7 +59,12 @@ impl Lab {
             .tempdir_in("/tmp")
             .expect("temporary folder")
             .keep();
-        let lab = Self { name, runtime, nodes };
+        let lab = Self {
+            name,
+            runtime,
+            nodes,
+            points,
+        };
         let count = nodes.to_string();
         let owner = std::process::id().to_string();
         let mut args = vec!["up", "--nodes", &count, "--owner", &owner];
@@ -83,7 +105,45 @@ impl Lab {
         let (verb, rest) = args.split_first().expect("a verb");
         command.args(["lab", verb, "--name", &self.name]).args(rest);
         command.env("MOSIX_RUNTIME_DIR", &self.runtime).env_remove("MOSIX_LAB");
+        if let Some(points) = &self.points {
+            command.env("MOSIX_FAULT", points.path());
+        }
         command
+    }
+
+    /// Holds whoever comes to this point of a move, until the guard is dropped.
+    pub fn hold(&self, point: &str) -> Held {
+        let folder = self.points.as_ref().expect("a lab with points").path();
+        let held = Held(folder.join(point));
+        std::fs::write(&held.0, "").expect("a file for the point");
+        held
+    }
+
+    /// What jobs have in the file system: sockets, logs, cgroups of agents, mounts.
+    pub fn traces(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for node in 1..=self.nodes {
+            let node = self.folder().join(format!("n{node}"));
+            for folder in ["state/agents", "state/jobs", "run/jobs"] {
+                let entries = std::fs::read_dir(node.join(folder)).into_iter().flatten().flatten();
+                found.extend(entries.map(|entry| entry.path().display().to_string()));
+            }
+            let state = node.join("state");
+            // The name that a daemon gives to the groups of its agents begins with a hash of its state folder.
+            let hash = state
+                .as_os_str()
+                .as_encoded_bytes()
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                    (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+                });
+            groups(Path::new("/sys/fs/cgroup"), &format!("mosix-{hash:016x}-"), &mut found);
+        }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+        let own = self.runtime.display().to_string();
+        found.extend(mounts.lines().filter(|line| line.contains(&own)).map(str::to_owned));
+        found.sort();
+        found
     }
 
     /// Node 1, 2, …
@@ -157,6 +217,49 @@ impl Lab {
             if let Some(pid) = pid.as_i64() {
                 assert!(ended(pid), "process {pid} of the lab still runs");
             }
+        }
+    }
+}
+
+/// A point at which processes are held.
+#[derive(Debug)]
+pub struct Held(PathBuf);
+
+impl Held {
+    /// Waits until somebody is held; false when nobody came.
+    pub fn reached(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while !self.mark().exists() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
+    fn mark(&self) -> PathBuf {
+        let mut name = self.0.clone().into_os_string();
+        name.push(".reached");
+        name.into()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.mark());
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Folders below a cgroup whose names begin like this.
+fn groups(folder: &Path, prefix: &str, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_name().to_string_lossy().starts_with(prefix) {
+                found.push(entry.path().display().to_string());
+            }
+            groups(&entry.path(), prefix, found);
         }
     }
 }

@@ -363,6 +363,7 @@ impl Job {
         if self.go.recv().is_err() {
             return;
         }
+        crate::fault::at("source.sent");
         let end = if self.to_home {
             encode_body(&ToHome::ImageEnd { pid, pages: count })
         } else {

@@ -60,6 +60,8 @@ pub struct Process {
     pub fatal: Option<Exit>,
     /// Why something went wrong, for home.
     pub why: String,
+    /// Home has said that its source is gone: no new stream brings its image.
+    pub last_stream: bool,
     /// The stream on which home wants it.
     pub way: Option<Box<crate::link::Sender>>,
 }
@@ -89,6 +91,7 @@ impl Process {
             },
             fatal: None,
             why: String::new(),
+            last_stream: false,
             way: None,
         }
     }

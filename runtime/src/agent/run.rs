@@ -57,6 +57,7 @@ pub fn run(start: &AgentStart) -> anyhow::Result<String> {
         state_dir: start.state_dir.clone(),
         plain: start.transport == Transport::Plain,
     };
+    crate::fault::prepare();
     mosix_sys::process::block_all_signals()?;
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;

@@ -75,6 +75,8 @@ impl BodyCalls {
 
 /// What threads want of the tracer.
 pub enum Command {
+    /// A stream of another agent has ended.
+    StreamEnded(NodeName),
     /// Home said something that is not a reply.
     Home(ToHost),
     /// The session ended; why.
@@ -141,6 +143,8 @@ pub struct Shared {
     pub signals: AtomicUsize,
     expected: Mutex<HashMap<NodeName, Fingerprint>>,
     announced: Condvar,
+    /// Open streams of other agents.
+    streams: Mutex<HashMap<NodeName, usize>>,
     /// Home's monotonic and boot time less this node's, at least: what the quickest message showed.
     ahead: Mutex<Option<(i64, i64)>>,
     queue: Sender<Command>,
@@ -200,6 +204,7 @@ impl Shared {
             signals: AtomicUsize::new(0),
             expected: Mutex::default(),
             announced: Condvar::new(),
+            streams: Mutex::default(),
             ahead: Mutex::default(),
             queue,
             bell,
@@ -285,6 +290,22 @@ impl Shared {
         } else {
             Security::tls(&self.identity, &Pins::one(peer))
         }
+    }
+
+    /// A stream of another agent begins (+1) or ends (-1).
+    pub fn count_stream(&self, node: &NodeName, change: isize) {
+        let mut streams = lock(&self.streams);
+        let count = streams.entry(node.clone()).or_default();
+        *count = count.saturating_add_signed(change);
+        if change < 0 {
+            drop(streams);
+            self.command(Command::StreamEnded(node.clone()));
+        }
+    }
+
+    /// Streams of the agent on `node` that are open.
+    pub fn streams_from(&self, node: &NodeName) -> usize {
+        lock(&self.streams).get(node).copied().unwrap_or(0)
     }
 
     /// Home announced an agent whose connections are welcome.

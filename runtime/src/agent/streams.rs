@@ -37,16 +37,27 @@ pub fn serve(shared: &Arc<Shared>, incoming: Incoming) {
         tracing::warn!(from = %incoming.hello.from, "too many connections");
         return;
     }
-    let shared = Arc::clone(shared);
+    let counting = Some(&incoming.hello.from).filter(|from| **from != shared.config.home_node);
+    let counting = counting.cloned();
+    if let Some(node) = &counting {
+        shared.count_stream(node, 1);
+    }
+    let (serving, counted) = (Arc::clone(shared), counting.clone());
     let started = std::thread::Builder::new().name("stream".to_owned()).spawn(move || {
         let from = incoming.hello.from.clone();
-        if let Err(error) = connection(&shared, incoming) {
+        if let Err(error) = connection(&serving, incoming) {
             tracing::warn!(%from, error, "a connection ended");
+        }
+        if let Some(node) = counted {
+            serving.count_stream(&node, -1);
         }
         OPEN.fetch_sub(1, Ordering::AcqRel);
     });
     if let Err(error) = started {
         OPEN.fetch_sub(1, Ordering::AcqRel);
+        if let Some(node) = counting {
+            shared.count_stream(&node, -1);
+        }
         tracing::warn!(%error, "no thread for a connection");
     }
 }

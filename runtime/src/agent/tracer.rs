@@ -14,6 +14,7 @@ use super::signals::{self, Delivery, Signals};
 use super::usage;
 use super::{layout, mapping};
 use crate::contract::commit::{Host, HostEffect, HostEvent, Order, Place, Report};
+use crate::fault;
 use crate::link::session::State as LinkState;
 use crate::process::maps;
 use mosix_sys::ptrace::{self, Event};
@@ -294,6 +295,7 @@ impl Tracer {
                 self.process(pid).why = why;
                 self.step(pid, HostEvent::FreezeFailed(attempt));
             }
+            Command::StreamEnded(node) => self.hopeless(&node),
             Command::PagesSent(pid, attempt) => self.step(pid, HostEvent::PagesSent(attempt)),
             Command::StreamBroken(pid, attempt, why) => {
                 self.process(pid).why = why;
@@ -306,7 +308,15 @@ impl Tracer {
         self.greeted = true;
         match message {
             ToHost::Hello { lease_s, .. } => self.lease = Duration::from_secs(lease_s.max(1).into()),
-            ToHost::Expect { pid, epoch, from, .. } => self.order(pid, Order::Expect { epoch, from }),
+            ToHost::Expect { pid, epoch, from, .. } => {
+                let again = matches!(&self.process(pid).state, Host::Expecting { epoch: now, .. } if *now == epoch);
+                self.process(pid).last_stream = again;
+                if again {
+                    self.hopeless(&from);
+                } else {
+                    self.order(pid, Order::Expect { epoch, from });
+                }
+            }
             ToHost::Run { pid, epoch } => self.order(pid, Order::Run { epoch }),
             ToHost::Drop { pid, epoch } => self.order(pid, Order::Drop { epoch }),
             ToHost::Depart { pid, epoch, to, .. } => {
@@ -374,6 +384,21 @@ impl Tracer {
         process.signals.late = false;
         if let Some(how) = signals::catch_up(&self.shared, process) {
             self.ended(pid, how);
+        }
+    }
+
+    /// Gives up images that nobody brings: home has said that their source is gone, and no stream of it is open.
+    fn hopeless(&mut self, node: &NodeName) {
+        if self.shared.streams_from(node) > 0 {
+            return;
+        }
+        let waiting = self.processes.values().filter_map(|process| match &process.state {
+            Host::Expecting { epoch, from } if from == node && process.last_stream => Some((process.pid, *epoch)),
+            _ => None,
+        });
+        for (pid, epoch) in waiting.collect::<Vec<_>>() {
+            self.process(pid).why = format!("{node} has ended before it sent the image");
+            self.step(pid, HostEvent::BuildFailed(epoch));
         }
     }
 
@@ -545,6 +570,7 @@ impl Tracer {
         let signals = Signals::arriving(&mut image);
         match build::begin(&self.shared, &self.nest, &self.program, image) {
             Ok((built, memory)) => {
+                fault::at("host.building");
                 let process = self.process(pid);
                 process.signals = signals;
                 process.tids = vec![built.body.pid];
@@ -572,6 +598,7 @@ impl Tracer {
         let Some(built) = &mut process.built else { return };
         match built.finish(&self.nest) {
             Ok(calls) => {
+                fault::at("host.built");
                 process.tids = built.body.tids.clone();
                 process.signals.arrived(&built.body.tids, &built.image.threads);
                 process.calls = Some(Arc::clone(&calls));
@@ -598,6 +625,7 @@ impl Tracer {
     }
 
     fn release(&mut self, pid: Pid) {
+        fault::at("host.running");
         let process = self.process(pid);
         process.released = true;
         if process.stopped {
@@ -622,6 +650,7 @@ impl Tracer {
 
     /// Freezes and captures, or first connects to where the body goes.
     fn leave(&mut self, pid: Pid, attempt: Epoch) {
+        fault::at("source.leaving");
         let shared = Arc::clone(&self.shared);
         let process = self.process(pid);
         if let Some(stream) = process.way.take() {
@@ -653,7 +682,10 @@ impl Tracer {
         let shared = Arc::clone(&self.shared);
         let mut stream = Some(stream);
         match depart::begin(&shared, process, attempt, &mut stream, to_home) {
-            Ok(()) => self.step(pid, HostEvent::BodyFrozen(attempt)),
+            Ok(()) => {
+                fault::at("source.frozen");
+                self.step(pid, HostEvent::BodyFrozen(attempt));
+            }
             Err(error) => {
                 process.why = error.to_string();
                 if let (Some(mut stream), true) = (stream, to_home) {

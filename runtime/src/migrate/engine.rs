@@ -11,6 +11,7 @@ use super::wish::Wish;
 use super::{Message, home, incoming, mapped, outgoing, signals};
 use crate::contract::commit::{Cause, Epochs, Home, HomeEffect, HomeEvent, Order, Place as Where, Report};
 use crate::deputy::Deputy;
+use crate::fault;
 use crate::supervisor::engine::{Command, Context, Engine, Handle, Verdict};
 use crate::supervisor::environment::CpuLevel;
 use crate::supervisor::processes;
@@ -139,6 +140,7 @@ impl HomeEngine {
             for effect in effects {
                 self.perform(cx, pid, effect, &mut events);
             }
+            self.ask_again(pid);
             self.settle(cx, pid);
         }
         self.retry(cx);
@@ -168,7 +170,12 @@ impl HomeEngine {
 
     fn perform(&mut self, cx: &mut Cx<'_>, pid: i32, effect: Effect, events: &mut VecDeque<Happening>) {
         match effect {
-            HomeEffect::Order(node, order) => self.order(pid, &node, order),
+            HomeEffect::Order(node, order) => {
+                if let Order::Run { .. } = order {
+                    fault::at("home.commit");
+                }
+                self.order(pid, &node, order);
+            }
             HomeEffect::SendHere { to, attempt } => {
                 if let Err(why) = self.send_here(cx, pid, to, attempt) {
                     self.fail(pid, &why);
@@ -190,6 +197,7 @@ impl HomeEngine {
                 }
             }
             HomeEffect::DropHere => {
+                fault::at("home.dropping");
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.settle_away(self.hosts.as_ref().map(|hosts| hosts.view()));
                 }
@@ -206,6 +214,7 @@ impl HomeEngine {
                 }
             }
             HomeEffect::ReleaseHere => {
+                fault::at("home.releasing");
                 if let Some(process) = self.processes.get_mut(&pid)
                     && let Some(image) = process.returning.take()
                 {

@@ -3,6 +3,7 @@
 use super::Message;
 use super::hosts::Hosts;
 use super::outgoing::Errand;
+use crate::fault;
 use crate::supervisor::engine::Handle;
 use mosix_sys::procmem::ProcMem;
 use mosix_wire::ids::Pid;
@@ -66,6 +67,7 @@ fn run(
     stream.send(&postcard::to_stdvec(&ask)?, &[])?;
     match stream.recv()?.message::<ToHome>()? {
         ToHome::Departing(image) if image.pid == pid && image.epoch == errand.attempt => {
+            fault::at("home.receiving");
             handle.message(Message::Image {
                 pid: errand.pid,
                 attempt: errand.attempt,
@@ -92,7 +94,10 @@ fn run(
                     errand.progress("memory", bytes, 0);
                 }
             }
-            ToHome::ImageEnd { pid: of, pages } if of == pid && pages * 4096 == bytes => return Ok(Some(bytes)),
+            ToHome::ImageEnd { pid: of, pages } if of == pid && pages * 4096 == bytes => {
+                fault::at("home.landed");
+                return Ok(Some(bytes));
+            }
             ToHome::CannotDepart { reason, .. } => return Err(reason.into()),
             _ => return Err("the host sent something else than pages, or not all of them".into()),
         }

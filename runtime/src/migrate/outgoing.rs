@@ -2,6 +2,7 @@
 
 use super::Message;
 use super::hosts::Hosts;
+use crate::fault;
 use crate::link::Stream;
 use crate::process::layout::{self, Run};
 use crate::process::{maps, memory};
@@ -114,6 +115,7 @@ fn transfer(
     errand: &Errand,
     captured: &Receiver<Outgoing>,
 ) -> Result<Option<u64>, Failure> {
+    fault::at("home.connected");
     let mut known = HashSet::new();
     let mappings = maps::read(errand.pid)?;
     if let Ok(layout) = layout::of_home(errand.pid, &mappings, |_| true) {
@@ -127,6 +129,7 @@ fn transfer(
     send_files(stream, &outgoing.image.files, &outgoing.paths, &mut known, errand)?;
     let pid = outgoing.image.pid;
     send(stream, &ToHost::Arrive(outgoing.image), &[])?;
+    fault::at("home.sending");
     let total: u64 = outgoing.runs.iter().map(|run| run.range.end - run.range.start).sum();
     let mut done = 0;
     let bytes = memory::read(&outgoing.memory, &outgoing.runs, |address, bytes| {
@@ -137,6 +140,7 @@ fn transfer(
         }
         Ok(())
     })?;
+    fault::at("home.sent");
     send(
         stream,
         &ToHost::ImageEnd {

@@ -128,6 +128,8 @@ pub struct Process {
     pub dropped: bool,
     /// Deadline of the destination's answer.
     pub deadline: Option<Instant>,
+    /// Epoch of the move whose destination was asked again, because its source is gone.
+    pub asked: Option<Epoch>,
     /// What was last heard of a body that is no more.
     pub loss: Option<String>,
     /// The process is being ended like its body.
@@ -169,6 +171,7 @@ impl Process {
             lingering: HashMap::new(),
             dropped: false,
             deadline: None,
+            asked: None,
             loss: None,
             dying: None,
             stopped: None,

@@ -162,7 +162,7 @@ async fn open_agent(node: &Arc<Node>, wanted: OpenAgent, pid: Option<i32>) -> Re
             NodeAnswer::Done => return Err(format!("{to} gave an unexpected answer: is it of another version?")),
         }
     };
-    node.jobs.add_host(job, home, to);
+    node.jobs.add_host(&node.config.state_dir, job, home, to);
     Ok(fingerprint)
 }
 

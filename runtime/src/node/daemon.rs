@@ -174,6 +174,7 @@ async fn serve(config: Config) -> Result<(), NodeError> {
     let socket = paths::control_socket(&state);
     let control = control::bind(&socket).map_err(io(format!("the socket {}", socket.display())))?;
     peers.start(&dialler(secure.clone()));
+    super::jobs::take_up(&node);
     tokio::spawn(agents.clone().watch_logs());
     let port = tokio::spawn(Listener::new(&node.config, secure, peers.clone(), agents).run(listener));
     let control = tokio::spawn(control::run(node.clone(), control));

@@ -2,13 +2,15 @@
 //!
 //! The process that asks for an agent is the job's supervisor. Its end is noticed by its pidfd, so it is certain: every node
 //! with an agent of the job is told, and ends it. (Silence alone, of a link or of this whole node, is another case: there the
-//! agents wait under their lease.) A restarted daemon has forgotten the supervisors it has not heard from since.
+//! agents wait under their lease.) A restarted daemon finds in [`jobs_file`] whom it watched.
 
 use super::daemon::Node;
+use super::jobs_file::{self, Saved};
 use mosix_wire::ids::{JobId, NodeName, Nonce};
 use mosix_wire::node::NodeRequest;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::io::Interest;
@@ -27,6 +29,7 @@ pub struct Jobs(Mutex<HashMap<JobId, Job>>);
 struct Job {
     uid: u32,
     home: Nonce,
+    supervisor: Option<i32>,
     hosts: BTreeSet<NodeName>,
 }
 
@@ -41,7 +44,7 @@ impl Jobs {
     }
 
     /// Notes a supervisor; true when it is a new one, to be watched.
-    fn claim(&self, job: JobId, uid: u32, home: Nonce) -> Result<bool, String> {
+    fn claim(&self, job: JobId, uid: u32, home: Nonce, supervisor: Option<i32>) -> Result<bool, String> {
         let mut jobs = self.lock();
         match jobs.get(&job) {
             Some(known) if known.uid != uid => return Err(format!("job {job} is not of user {uid}")),
@@ -53,6 +56,7 @@ impl Jobs {
             Job {
                 uid,
                 home,
+                supervisor,
                 hosts: BTreeSet::new(),
             },
         );
@@ -60,9 +64,26 @@ impl Jobs {
     }
 
     /// Notes that the job has an agent on a node.
-    pub fn add_host(&self, job: JobId, home: Nonce, node: NodeName) {
-        if let Some(job) = self.lock().get_mut(&job).filter(|job| job.home == home) {
-            job.hosts.insert(node);
+    pub fn add_host(&self, state_dir: &Path, job: JobId, home: Nonce, node: NodeName) {
+        let mut jobs = self.lock();
+        let Some(known) = jobs.get_mut(&job).filter(|job| job.home == home) else {
+            return;
+        };
+        if !known.hosts.insert(node) {
+            return;
+        }
+        let Some((supervisor, started)) = known.supervisor.and_then(|pid| Some((pid, jobs_file::started(pid)?))) else {
+            return;
+        };
+        let saved = Saved {
+            uid: known.uid,
+            home,
+            supervisor,
+            started,
+            hosts: known.hosts.clone(),
+        };
+        if let Err(error) = jobs_file::write(state_dir, job, &saved) {
+            tracing::warn!(%job, %error, "a restart of this daemon will not know the job");
         }
     }
 
@@ -78,7 +99,7 @@ impl Jobs {
 
 /// Notes the supervisor of a job, and waits for its end in the background.
 pub fn watch(node: &Arc<Node>, job: JobId, uid: u32, home: Nonce, pid: Option<i32>) -> Result<(), String> {
-    if !node.jobs.claim(job, uid, home)? {
+    if !node.jobs.claim(job, uid, home, pid)? {
         return Ok(());
     }
     let pidfd = pid
@@ -100,11 +121,44 @@ pub fn watch(node: &Arc<Node>, job: JobId, uid: u32, home: Nonce, pid: Option<i3
         if pidfd.readable().await.is_err() {
             return;
         }
-        for host in node.jobs.ended(job, home) {
-            tokio::spawn(tell(node.clone(), host, job, home));
-        }
+        let hosts = node.jobs.ended(job, home);
+        over(&node, job, home, hosts);
     });
     Ok(())
+}
+
+/// The supervisor of a job has ended: tells the nodes with agents.
+fn over(node: &Arc<Node>, job: JobId, home: Nonce, hosts: BTreeSet<NodeName>) {
+    if !hosts.is_empty() {
+        jobs_file::remove(&node.config.state_dir, job);
+    }
+    for host in hosts {
+        tokio::spawn(tell(node.clone(), host, job, home));
+    }
+}
+
+/// Watches the supervisors that this daemon's last life watched. Those that ended meanwhile are told of.
+pub fn take_up(node: &Arc<Node>) {
+    for (job, saved) in jobs_file::read_all(&node.config.state_dir) {
+        let Saved {
+            uid,
+            home,
+            supervisor,
+            started,
+            hosts,
+        } = saved;
+        if jobs_file::started(supervisor) != Some(started) {
+            tracing::info!(%job, supervisor, "the job's supervisor ended while no daemon ran here");
+            over(node, job, home, hosts);
+            continue;
+        }
+        match watch(node, job, uid, home, Some(supervisor)) {
+            Ok(()) => hosts
+                .into_iter()
+                .for_each(|host| node.jobs.add_host(&node.config.state_dir, job, home, host)),
+            Err(why) => tracing::warn!(%job, why, "a job cannot be watched again"),
+        }
+    }
 }
 
 /// Tells a node of a supervisor's end.
@@ -131,15 +185,15 @@ mod tests {
     fn jobs_have_one_user_and_one_life() {
         let jobs = Jobs::default();
         let (job, node) = (JobId(1), NodeName("n2".into()));
-        assert_eq!(jobs.claim(job, 1000, Nonce(1)), Ok(true));
-        assert_eq!(jobs.claim(job, 1000, Nonce(1)), Ok(false));
-        assert!(jobs.claim(job, 1001, Nonce(2)).is_err());
-        jobs.add_host(job, Nonce(1), node.clone());
+        assert_eq!(jobs.claim(job, 1000, Nonce(1), None), Ok(true));
+        assert_eq!(jobs.claim(job, 1000, Nonce(1), None), Ok(false));
+        assert!(jobs.claim(job, 1001, Nonce(2), None).is_err());
+        jobs.add_host(Path::new("/"), job, Nonce(1), node.clone());
         // A new life: the old one's end tells nobody any more.
-        assert_eq!(jobs.claim(job, 1000, Nonce(2)), Ok(true));
-        jobs.add_host(job, Nonce(1), node.clone());
+        assert_eq!(jobs.claim(job, 1000, Nonce(2), None), Ok(true));
+        jobs.add_host(Path::new("/"), job, Nonce(1), node.clone());
         assert!(jobs.ended(job, Nonce(1)).is_empty());
-        jobs.add_host(job, Nonce(2), node.clone());
+        jobs.add_host(Path::new("/"), job, Nonce(2), node.clone());
         assert_eq!(jobs.ended(job, Nonce(2)), BTreeSet::from([node]));
         assert_eq!(jobs.owner(job), None);
     }

@@ -20,6 +20,7 @@ mod control;
 mod daemon;
 mod io;
 mod jobs;
+mod jobs_file;
 pub mod keys;
 mod listener;
 pub mod message;

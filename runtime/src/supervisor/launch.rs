@@ -266,6 +266,7 @@ impl Prepared {
         let keep: Vec<_> = keep.into_iter().flatten().collect();
         close_all_but(&keep).context("closing inherited descriptors")?;
         quiet_standard_descriptors()?;
+        crate::fault::prepare();
         last_words::install(
             start
                 .mirror

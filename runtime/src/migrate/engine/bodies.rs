@@ -217,6 +217,35 @@ impl HomeEngine {
         }
     }
 
+    /// The source of a move died: its destination is told, once, that no stream will come any more, and says then what it has.
+    pub(super) fn ask_again(&mut self, pid: i32) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        let Home::Moving {
+            from,
+            to,
+            attempt,
+            source: crate::contract::commit::Source::Gone,
+            complete: false,
+            ..
+        } = &process.state
+        else {
+            return;
+        };
+        if process.asked.replace(*attempt) == Some(*attempt) {
+            return;
+        }
+        if let Some(host) = self.connected.get(to) {
+            host.order(&ToHost::Expect {
+                pid: Pid(pid),
+                epoch: *attempt,
+                from: from.clone(),
+                fingerprint: Default::default(),
+            });
+        }
+    }
+
     /// Reports a move that has come to its end, good or bad.
     pub(super) fn settle(&mut self, cx: &mut Cx<'_>, pid: i32) {
         let Some(process) = self.processes.get_mut(&pid) else {

@@ -57,6 +57,7 @@ impl HomeEngine {
             |mapping: &crate::process::maps::Mapping| crate::migrate::view::sole_mapper(supervisor, pid, mapping);
         match process.depart(attempt, nonce, sole, |window| Deputy::new(pid, window, linger)) {
             Ok(outgoing) => {
+                fault::at("home.frozen");
                 // A worker that is gone has said why.
                 let _ = sender.send(outgoing);
             }
