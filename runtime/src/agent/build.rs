@@ -8,6 +8,7 @@
 //! ```
 //! Runs on the tracer thread. Every failure kills what exists.
 
+use super::ahead::WILD;
 use super::birth::{self, BirthError, blank};
 use super::calls::{Calls, NewThread};
 use super::nest::{self, Nest};
@@ -31,6 +32,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Draws of the address space before a collision with the node's own vDSO is given up.
 const DRAWS: usize = 8;
@@ -64,6 +66,14 @@ pub enum ArrivalError {
     /// The body is not as confined as it must be.
     #[error(transparent)]
     Unsafe(#[from] Unsafe),
+    /// The wall clocks of the nodes differ too much.
+    #[error("this node's clock is {by:.1?} {which} home's: set it (for example by NTP), then move again")]
+    Clock {
+        /// By how much.
+        by: Duration,
+        /// In which direction.
+        which: &'static str,
+    },
     /// The kernel refused something.
     #[error("{what}: {error}")]
     Os {
@@ -88,6 +98,8 @@ pub struct Built {
     pub image: Box<ProcessImage>,
     /// The process.
     pub body: Body,
+    /// Home's wall clock less this node's, in nanoseconds.
+    pub realtime: i64,
     /// The body's monotonic and boot time less this node's, in nanoseconds.
     pub ahead: (i64, i64),
     /// Where home's vDSO lies, and what of it may be stopped in.
@@ -112,12 +124,16 @@ pub fn begin(
         open.push(fd);
     }
     let now = nest::now().map_err(os("reading the clocks"))?;
-    let clocks = shared.home_clocks(&image.clocks, &now);
-    let ahead = (
-        clocks.monotonic.saturating_sub(now.monotonic),
-        clocks.boottime.saturating_sub(now.boottime),
-    );
-    tracing::debug!(pid = %image.pid, ?ahead, "home's clocks");
+    let clocks = shared.ahead();
+    let ahead = clocks.of_body(&image.clocks, &now);
+    let realtime = clocks.realtime();
+    tracing::debug!(pid = %image.pid, ?ahead, realtime, "home's clocks");
+    if realtime.abs() > WILD {
+        return Err(ArrivalError::Clock {
+            by: Duration::from_nanos(realtime.unsigned_abs()),
+            which: if realtime > 0 { "behind" } else { "ahead of" },
+        });
+    }
     let mut draw = 1;
     let body = loop {
         let fresh = blank(nest, program, image.pid, ahead, &open)?;
@@ -138,6 +154,7 @@ pub fn begin(
         image,
         body,
         ahead,
+        realtime,
         vdso: None,
     };
     match built.furnish() {
@@ -158,7 +175,7 @@ impl Built {
             let functions = self.node_functions(&memory)?;
             let presented = Presented {
                 cpus: self.image.cpu.cpus,
-                realtime_offset_ns: 0,
+                realtime_offset_ns: self.realtime,
             };
             let patched = vdso::patch(&mut text, &functions, presented)?;
             memory.write(carried.base, &text).map_err(os("writing home's vDSO"))?;

@@ -284,7 +284,7 @@ fn image_of(
     let clocks = Clocks {
         monotonic: now.monotonic + built.ahead.0,
         boottime: now.boottime + built.ahead.1,
-        realtime: now.realtime,
+        realtime: now.realtime.saturating_add(built.realtime),
     };
     // What this host gives a body of its own says nothing about the process.
     let mut attributes = captured.attributes;

@@ -3,6 +3,7 @@
 //! Its place on the host is made by [`nest`], before anything else. Which threads it has is in [`shared`]; what it does with a
 //! body and when is decided by the commit rules ([`crate::contract::commit`]), which [`tracer`] carries out.
 
+pub mod ahead;
 pub mod birth;
 pub mod build;
 pub mod calls;

@@ -7,6 +7,7 @@
 //!  streams           one thread per connection; an image arrives or leaves
 //! ```
 
+use super::ahead::Ahead;
 use super::calls::Calls;
 use super::files::Files;
 use super::mapping::Fetches;
@@ -145,8 +146,7 @@ pub struct Shared {
     announced: Condvar,
     /// Open streams of other agents.
     streams: Mutex<HashMap<NodeName, usize>>,
-    /// Home's monotonic and boot time less this node's, at least: what the quickest message showed.
-    ahead: Mutex<Option<(i64, i64)>>,
+    ahead: Mutex<Ahead>,
     queue: Sender<Command>,
     bell: EventFd,
     starter: Sender<Start>,
@@ -331,26 +331,14 @@ impl Shared {
         }
     }
 
-    /// Clocks of home came in a message. They were read before it left, so they are never ahead of home's; of several
-    /// messages the quickest is the truest.
-    pub fn observe(&self, clocks: &Clocks, now: &Clocks) {
-        let seen = (
-            clocks.monotonic.saturating_sub(now.monotonic),
-            clocks.boottime.saturating_sub(now.boottime),
-        );
-        let mut ahead = lock(&self.ahead);
-        *ahead = Some(ahead.map_or(seen, |known| (known.0.max(seen.0), known.1.max(seen.1))));
+    /// How far home's clocks are ahead of this node's.
+    pub fn ahead(&self) -> Ahead {
+        *lock(&self.ahead)
     }
 
-    /// Home's clocks now, as far as is known, and never before those of an image.
-    pub fn home_clocks(&self, image: &Clocks, now: &Clocks) -> Clocks {
-        let known = *lock(&self.ahead);
-        let of = |image: i64, now: i64, ahead: Option<i64>| ahead.map_or(image, |a| image.max(now.saturating_add(a)));
-        Clocks {
-            monotonic: of(image.monotonic, now.monotonic, known.map(|known| known.0)),
-            boottime: of(image.boottime, now.boottime, known.map(|known| known.1)),
-            realtime: now.realtime,
-        }
+    /// Clocks of home came in a message.
+    pub fn observe(&self, home: &Clocks, now: &Clocks) {
+        lock(&self.ahead).observe(home, now);
     }
 
     /// Says home that a thread ended.
