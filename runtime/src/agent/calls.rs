@@ -395,9 +395,8 @@ impl Calls {
         let Some(thread) = state.threads.get_mut(&host) else {
             return;
         };
-        match &mut thread.parked {
-            Some(parked) => parked.over = Some(Over::Result(result)),
-            None => {}
+        if let Some(parked) = &mut thread.parked {
+            parked.over = Some(Over::Result(result));
         }
     }
 
