@@ -4,7 +4,7 @@
 
 use mosix_loader::script::Op;
 use mosix_runtime::agent::birth::{BirthError, Blank, blank, end, stub_program};
-use mosix_runtime::agent::nest::{Nest, now};
+use mosix_runtime::agent::nest::{Nest, confine, now};
 use mosix_sys::process::{Fork, Wait, exit_now, fork, wait_for};
 use mosix_sys::ptrace::{self, Event};
 use mosix_wire::ids::Pid;
@@ -18,11 +18,13 @@ const LIMIT: Duration = Duration::from_secs(5);
 const SECOND: i64 = 1_000_000_000;
 
 fn main() {
-    let cases: [(&str, fn()); 4] = [
+    let cases: [(&str, fn()); 6] = [
         ("a_blank_process_has_pid_clocks_and_nothing_else", pid_clocks_nothing),
         ("a_taken_pid_is_refused_and_free_again_after_the_end", taken),
         ("each_arrival_has_clocks_of_its_own", clocks_of_arrivals),
         ("nothing_outlives_the_agent", nothing_outlives),
+        ("the_agents_own_code_is_confined", confined),
+        ("an_agent_that_an_intruder_runs_is_killed", intruded),
     ];
     let mut failed = 0;
     for (name, case) in cases {
@@ -291,6 +293,88 @@ fn nothing_outlives() {
 }
 
 /// Gone, or a zombie that only its adoptive parent still has to take.
+/// Runs a piece of code as the agent's threads run; false when it panicked.
+fn in_thread(work: fn()) -> bool {
+    std::thread::spawn(move || {
+        confine::threads().expect("the filter");
+        work();
+    })
+    .join()
+    .is_ok()
+}
+
+fn confined() {
+    let dir = tempfile::tempdir().expect("folder");
+    let own = dir.path().join("own.sock");
+    std::fs::write(&own, "").expect("file");
+    let outside = tempfile::NamedTempFile::new().expect("file");
+    nix::sys::prctl::set_no_new_privs().expect("no_new_privs");
+    let landlock = confine::files(dir.path()).expect("Landlock");
+    if landlock {
+        let denied = |result: std::io::Result<()>| {
+            assert_eq!(result.unwrap_err().kind(), std::io::ErrorKind::PermissionDenied);
+        };
+        denied(std::fs::read("/etc/passwd").map(drop));
+        denied(std::fs::read(outside.path()).map(drop));
+        denied(std::fs::write(dir.path().join("new"), ""));
+        denied(std::fs::remove_file(outside.path()));
+        // A process outside: its memory, though the user is the same. Root may look by a capability that an agent has not.
+        if !rustix::process::geteuid().is_root() {
+            let parent = std::os::unix::process::parent_id();
+            denied(std::fs::read(format!("/proc/{parent}/environ")).map(drop));
+        }
+    } else {
+        println!("no Landlock in this kernel");
+    }
+    std::fs::read("/proc/self/status").expect("what the agent reads");
+    std::fs::remove_file(&own).expect("the agent's own socket");
+    let fine = in_thread(|| {
+        let refused = std::fs::create_dir("/tmp/mosix-never").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+        let refused = rustix::fs::symlink("/", "/tmp/mosix-never").unwrap_err();
+        assert_eq!(refused.raw_os_error(), libc::EPERM);
+        let refused = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &nix::sched::CpuSet::new());
+        assert_eq!(refused.unwrap_err(), nix::errno::Errno::EPERM);
+        // Memory, threads and their ends.
+        let vector = std::thread::spawn(|| vec![7u8; 32 << 20]).join().expect("a thread");
+        assert_eq!(vector[1 << 20], 7);
+    });
+    assert!(fine);
+}
+
+fn intruded() {
+    let attempts: [(&str, fn()); 4] = [
+        ("socket", || drop(std::net::TcpStream::connect("127.0.0.1:9"))),
+        ("kill", || drop(mosix_sys::process::kill(1, 0))),
+        ("unshare", || {
+            drop(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER))
+        }),
+        ("fork", || {
+            // Whatever the library uses for it, no program runs.
+            let ran = std::process::Command::new("/bin/true").status();
+            assert!(ran.is_err());
+            drop(std::net::UdpSocket::bind("127.0.0.1:0"));
+        }),
+    ];
+    for (what, attempt) in attempts {
+        match fork().expect("one thread") {
+            Fork::Child => {
+                let _ = in_thread(attempt);
+                exit_now(0)
+            }
+            Fork::Parent(pid) => loop {
+                if let Wait::Some(waited) = wait_for(pid, true)
+                    && waited.status.is_end()
+                {
+                    let killed = waited.status.killed().map(|(signal, _)| signal);
+                    assert_eq!(killed, Some(libc::SIGSYS), "{what}");
+                    break;
+                }
+            },
+        }
+    }
+}
+
 fn gone(pid: i32) -> bool {
     let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return true;

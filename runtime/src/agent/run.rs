@@ -1,6 +1,6 @@
 //! Start and end of an agent.
 
-use super::nest::Nest;
+use super::nest::{Nest, confine};
 use super::shared::{Config, Shared};
 use super::tracer::Tracer;
 use super::{home, streams};
@@ -69,9 +69,23 @@ pub fn run(start: &AgentStart) -> anyhow::Result<String> {
     let socket = AgentSocket::bind(&config.state_dir, start.identity(fingerprint)?)?;
     let mut life = [0; 8];
     aws_lc_rs::rand::fill(&mut life).map_err(|_| anyhow::anyhow!("no random numbers from the kernel"))?;
-    let session = Session::accept(SessionOptions::default())?;
-    let (shared, commands) = Shared::new(config, identity, session, Nonce(u64::from_le_bytes(life)))?;
-    serve(&shared, socket)?;
+    let folder = crate::node::paths::agents_dir(&config.state_dir);
+    if !confine::files(&folder)? {
+        tracing::warn!("this kernel has no Landlock: file permissions alone keep the agent from the node's files");
+    }
+    // All threads but this one, the tracer, descend from one that is confined first.
+    let life = Nonce(u64::from_le_bytes(life));
+    let first = std::thread::Builder::new().name("first".to_owned()).spawn(move || {
+        confine::threads()?;
+        let session = Session::accept(SessionOptions::default())?;
+        let (shared, commands) = Shared::new(config, identity, session, life)?;
+        serve(&shared, socket)?;
+        anyhow::Ok((shared, commands))
+    })?;
+    let started = first
+        .join()
+        .map_err(|_| anyhow::anyhow!("the agent's first thread panicked"))?;
+    let (shared, commands) = started?;
     AgentReady::Fingerprint(fingerprint.to_string()).write(std::io::stdout())?;
     nest.enter()?;
     let why = Tracer::new(Arc::clone(&shared), nest, commands)?.run()?;

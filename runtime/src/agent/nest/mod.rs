@@ -12,6 +12,7 @@
 //! See [namespaces(7)](https://man7.org/linux/man-pages/man7/namespaces.7.html).
 
 mod clocks;
+pub mod confine;
 mod init;
 mod rights;
 
