@@ -88,7 +88,10 @@ fn status(host: i32, field: &str) -> String {
 }
 
 fn pid_clocks_nothing() {
-    let nest = Nest::make(HOME_UID).expect("nest");
+    // Root gives the job a user of its own.
+    let own = rustix::process::geteuid().is_root().then_some(1_900_000_123);
+    let outside = own.unwrap_or(rustix::process::geteuid().as_raw());
+    let nest = Nest::make(HOME_UID, own).expect("nest");
     nest.enter().expect("enters");
     let program = stub_program().expect("stub");
     let wanted = Clocks {
@@ -102,6 +105,10 @@ fn pid_clocks_nothing() {
 
     assert!(status(body.host, "NSpid").ends_with(&format!("\t{}", HOME_PID.0)));
     assert_eq!(call(&body, libc::SYS_getuid, [0; 6]), i64::from(HOME_UID));
+    let map = std::fs::read_to_string(format!("/proc/{}/uid_map", body.host)).expect("uid_map");
+    let numbers: Vec<&str> = map.split_whitespace().collect();
+    assert_eq!(numbers, [&HOME_UID.to_string(), &outside.to_string(), "1"]);
+    assert_eq!(status(body.host, "Groups"), "", "no group of root's");
     assert_eq!(status(body.host, "NoNewPrivs"), "1");
     assert_eq!(
         status(body.host, "CapPrm"),
@@ -199,7 +206,7 @@ fn pid_clocks_nothing() {
 }
 
 fn taken() {
-    let nest = Nest::make(HOME_UID).expect("nest");
+    let nest = Nest::make(HOME_UID, None).expect("nest");
     nest.enter().expect("enters");
     let program = stub_program().expect("stub");
     let first = blank(&nest, &program, HOME_PID, (0, 0), &[]).expect("blank");
@@ -221,7 +228,7 @@ fn taken() {
 }
 
 fn clocks_of_arrivals() {
-    let nest = Nest::make(HOME_UID).expect("nest");
+    let nest = Nest::make(HOME_UID, None).expect("nest");
     nest.enter().expect("enters");
     let program = stub_program().expect("stub");
     let mut bodies = Vec::new();
@@ -263,7 +270,7 @@ fn nothing_outlives() {
     let agent = match fork().expect("one thread") {
         Fork::Child => {
             use std::io::Write;
-            let nest = Nest::make(HOME_UID).expect("nest");
+            let nest = Nest::make(HOME_UID, None).expect("nest");
             nest.enter().expect("enters");
             nest.enter().expect("enters");
             let program = stub_program().expect("stub");
@@ -335,6 +342,8 @@ fn confined() {
         assert_eq!(refused.raw_os_error(), libc::EPERM);
         let refused = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &nix::sched::CpuSet::new());
         assert_eq!(refused.unwrap_err(), nix::errno::Errno::EPERM);
+        let refused = std::net::TcpStream::connect("127.0.0.1:9").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
         // Memory, threads and their ends.
         let vector = std::thread::spawn(|| vec![7u8; 32 << 20]).join().expect("a thread");
         assert_eq!(vector[1 << 20], 7);
@@ -344,16 +353,18 @@ fn confined() {
 
 fn intruded() {
     let attempts: [(&str, fn()); 4] = [
-        ("socket", || drop(std::net::TcpStream::connect("127.0.0.1:9"))),
-        ("kill", || drop(mosix_sys::process::kill(1, 0))),
+        ("bind", || {
+            drop(std::os::unix::net::UnixListener::bind("/tmp/mosix-never"))
+        }),
+        ("kill", || assert!(mosix_sys::process::kill(1, 0).is_err())),
         ("unshare", || {
-            drop(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER))
+            assert!(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).is_err())
         }),
         ("fork", || {
             // Whatever the library uses for it, no program runs.
             let ran = std::process::Command::new("/bin/true").status();
             assert!(ran.is_err());
-            drop(std::net::UdpSocket::bind("127.0.0.1:0"));
+            drop(std::os::unix::net::UnixListener::bind("/tmp/mosix-never"));
         }),
     ];
     for (what, attempt) in attempts {

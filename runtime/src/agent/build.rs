@@ -137,6 +137,12 @@ pub fn begin(
     let mut draw = 1;
     let body = loop {
         let fresh = blank(nest, program, image.pid, ahead, &open)?;
+        if let Some(bytes) = shared.config.memory
+            && let Err(error) = super::memory::bound(fresh.host, bytes)
+        {
+            birth::end(fresh.host);
+            return Err(os("limiting memory")(error));
+        }
         let mut body = Body::new(fresh.host, fresh.window);
         match body.map(&image, |file| FILES_AT + file as i32) {
             Ok(()) => break body,

@@ -4,7 +4,7 @@
 
 use crate::cpu;
 use mosix_loader::script::abi::{SLOT_COUNT, WINDOW, WINDOW_END};
-use mosix_wire::image::{Backing, ProcessImage, Vma};
+use mosix_wire::image::{Backing, ProcessImage, Vma, VmaFlags};
 use mosix_wire::limits;
 use std::collections::HashSet;
 
@@ -133,6 +133,11 @@ fn mappings(image: &ProcessImage) -> Result<(), BadImage> {
             }
         }
     }
+    let growing = image.vmas.iter().filter(|vma| vma.flags & VmaFlags::GROWS_DOWN != 0);
+    let growing: u64 = growing.map(|vma| vma.end - vma.start).sum();
+    if growing > super::memory::STACK {
+        return Err(BadImage::Wrong("its stacks are larger than a host allows"));
+    }
     let Some(vdso) = &image.vdso else { return Ok(()) };
     count("bytes of vDSO", vdso.text.len(), PAGE as usize, VDSO)?;
     let is_it = |vma: &&Vma| vma.backing == Backing::Vdso && vma.start <= vdso.base;
@@ -223,7 +228,7 @@ mod tests {
     #[test]
     fn a_good_image_passes_and_every_damage_is_seen() {
         assert_eq!(image(&good()), Ok(()));
-        let damages: [fn(&mut ProcessImage); 16] = [
+        let damages: [fn(&mut ProcessImage); 17] = [
             |i| i.threads.clear(),
             |i| i.threads[0].tid = Tid(7),
             |i| i.threads[1].tid = Tid(100),
@@ -240,6 +245,10 @@ mod tests {
             |i| i.vmas[2] = vma(WINDOW - 0x1000, WINDOW_END + 0x1000),
             |i| i.vmas[0].backing = Backing::File { file: 0, offset: 0 },
             |i| i.actions.truncate(3),
+            |i| {
+                i.vmas[2].start -= 2 << 30;
+                i.vmas[2].flags = VmaFlags::GROWS_DOWN;
+            },
         ];
         for (index, damage) in damages.into_iter().enumerate() {
             let mut bad = good();

@@ -15,7 +15,7 @@ use super::shared::{Command, Shared, lock};
 use super::usage;
 use super::{layout, mapping};
 use crate::link::{LinkError, Sender, Stream};
-use crate::node::{ClientError, Control};
+use crate::node::ClientError;
 use crate::process::capture::{self, CaptureError};
 use crate::process::freeze::Frozen;
 use crate::process::layout::{Run, runs};
@@ -436,7 +436,7 @@ fn connect(
     peer: Fingerprint,
     files: &[FileRef],
 ) -> Result<Sender, Box<dyn std::error::Error>> {
-    let control = Control::at(&shared.config.state_dir);
+    let control = &shared.config.control;
     let fd = control.open_stream(node, shared.config.job, Purpose::Pages).map_err(
         |error| -> Box<dyn std::error::Error> {
             match error {

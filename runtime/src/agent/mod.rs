@@ -14,6 +14,7 @@ pub mod guest;
 pub mod home;
 pub mod layout;
 pub mod mapping;
+pub mod memory;
 pub mod nest;
 pub mod process;
 pub mod run;

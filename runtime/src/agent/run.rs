@@ -7,8 +7,10 @@ use super::{home, streams};
 use crate::link::{Identity, Session, SessionOptions};
 use crate::node::AgentSocket;
 use crate::node::agent_start::{AgentReady, AgentStart};
+use crate::node::client::Control;
 use crate::node::config::Transport;
 use mosix_wire::ids::Nonce;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -48,13 +50,20 @@ fn failed(why: &str) -> ExitCode {
 /// # Errors
 /// What could not be set up.
 pub fn run(start: &AgentStart) -> anyhow::Result<String> {
+    let folder = rustix::fs::open(
+        &start.state_dir,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let config = Config {
         job: start.job,
         home_node: start.home_node.clone(),
         home: start.home,
         supervisor: start.supervisor()?,
         uid: start.uid,
+        memory: start.memory,
         state_dir: start.state_dir.clone(),
+        control: Arc::new(Control::in_folder(folder)),
         plain: start.transport == Transport::Plain,
     };
     crate::fault::prepare();
@@ -62,11 +71,13 @@ pub fn run(start: &AgentStart) -> anyhow::Result<String> {
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;
     let _ = setrlimit(Resource::Nofile, files);
-    let nest = Nest::make(config.uid)?;
+    // The folder is the daemon's: with a user of its own the agent could not bind there later.
+    let listener = AgentSocket::listen(&config.state_dir, config.job)?;
+    let nest = Nest::make(config.uid, start.outside)?;
     // Keys exist only from here on: process 1 was forked before and knows none.
     let identity = Identity::generate()?;
     let fingerprint = identity.fingerprint();
-    let socket = AgentSocket::bind(&config.state_dir, start.identity(fingerprint)?)?;
+    let socket = AgentSocket::new(listener, &config.state_dir, start.identity(fingerprint)?);
     let mut life = [0; 8];
     aws_lc_rs::rand::fill(&mut life).map_err(|_| anyhow::anyhow!("no random numbers from the kernel"))?;
     let folder = crate::node::paths::agents_dir(&config.state_dir);
@@ -90,7 +101,8 @@ pub fn run(start: &AgentStart) -> anyhow::Result<String> {
     nest.enter()?;
     let why = Tracer::new(Arc::clone(&shared), nest, commands)?.run()?;
     shared.session.close();
-    // The socket's owner waits in accept(2) and ends with the process, without its destructor.
+    // The socket's owner waits in accept(2) and ends with the process, without its destructor. An agent with a user of its own may not
+    // remove it: the daemon does.
     let _ = std::fs::remove_file(crate::node::paths::agent_socket(&start.state_dir, start.job));
     Ok(why)
 }
@@ -102,6 +114,12 @@ fn serve(shared: &Arc<Shared>, mut socket: AgentSocket) -> std::io::Result<()> {
     std::thread::Builder::new()
         .name("home".to_owned())
         .spawn(move || home::run(&hearing))?;
+    if let Some(bytes) = shared.config.memory {
+        let watching = Arc::clone(shared);
+        std::thread::Builder::new()
+            .name("memory".to_owned())
+            .spawn(move || super::memory::watch(&watching, bytes))?;
+    }
     let accepting = Arc::clone(shared);
     std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
         loop {

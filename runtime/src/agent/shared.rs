@@ -13,6 +13,7 @@ use super::files::Files;
 use super::mapping::Fetches;
 use crate::link::session::SendError;
 use crate::link::{Identity, Pins, Security, Session};
+use crate::node::client::Control;
 use mosix_sys::notif::Listener;
 use mosix_sys::procmem::ProcMem;
 use mosix_wire::call::Reply;
@@ -44,8 +45,12 @@ pub struct Config {
     pub supervisor: Fingerprint,
     /// The job's user at home.
     pub uid: u32,
+    /// Bytes of memory that the bodies may have.
+    pub memory: Option<u64>,
     /// State folder of this node's daemon.
     pub state_dir: PathBuf,
+    /// The daemon, through its folder: with a user of its own the agent might not find the way to it any more.
+    pub control: Arc<Control>,
     /// Links without TLS, because the node's configuration says so.
     pub plain: bool,
 }

@@ -6,6 +6,7 @@
 
 use super::{message, paths};
 use mosix_wire::control::{AgentAnswer, AgentIdentity, AgentMessage, StreamHello};
+use mosix_wire::ids::JobId;
 use mosix_wire::limits;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,22 +40,34 @@ pub struct AgentSocket {
 }
 
 impl AgentSocket {
-    /// Listens for the job's connections. To be called before the mount namespace changes.
-    pub fn bind(state_dir: &Path, identity: AgentIdentity) -> io::Result<Self> {
+    /// Listens for the job's connections. To be called before the agent changes its user and its mount namespace. Whoever connects
+    /// waits until the agent is ready, or dead.
+    pub fn listen(state_dir: &Path, job: JobId) -> io::Result<UnixListener> {
         paths::create_dir(&paths::agents_dir(state_dir), 0o700)?;
-        let path = paths::agent_socket(state_dir, identity.job);
-        // Bound under another name and moved: a socket with the right name always answers, or its agent is dead.
+        let path = paths::agent_socket(state_dir, job);
+        // Bound under another name and moved: a socket with the right name always has a listener, or its agent is dead.
         let new = path.with_extension("new");
         paths::check_socket_path(&new)?;
         let _ = std::fs::remove_file(&new);
         let listener = UnixListener::bind(&new)?;
         std::fs::rename(&new, &path)?;
-        Ok(Self {
+        Ok(listener)
+    }
+
+    /// Serves a listening socket.
+    pub fn new(listener: UnixListener, state_dir: &Path, identity: AgentIdentity) -> Self {
+        Self {
             listener,
-            path,
+            path: paths::agent_socket(state_dir, identity.job),
             identity,
             watchers: Vec::new(),
-        })
+        }
+    }
+
+    /// Listens and serves at once.
+    pub fn bind(state_dir: &Path, identity: AgentIdentity) -> io::Result<Self> {
+        let listener = Self::listen(state_dir, identity.job)?;
+        Ok(Self::new(listener, state_dir, identity))
     }
 
     /// Waits for the next connection. Errors of single connections are logged and passed over.

@@ -30,6 +30,12 @@ pub struct AgentStart {
     pub supervisor: String,
     /// The job's user at home: a number for messages, it means nothing on this node.
     pub uid: u32,
+    /// The user that the job's bodies have on this node, when it is one of their own.
+    #[serde(default)]
+    pub outside: Option<u32>,
+    /// Bytes of memory that the bodies of the job may have.
+    #[serde(default)]
+    pub memory: Option<u64>,
     /// The state folder of the node: the agent's socket goes below it.
     pub state_dir: PathBuf,
     /// The runtime folder of the node, when its configuration names one.
@@ -99,6 +105,8 @@ mod tests {
             home: Nonce(u64::MAX),
             supervisor: Fingerprint([3; 32]).to_string(),
             uid: 1000,
+            outside: Some(1_900_000_001),
+            memory: Some(1 << 30),
             state_dir: "/s".into(),
             runtime_dir: None,
             transport: Transport::Plain,

@@ -349,10 +349,11 @@ impl Agents {
             .spawn()
             .map_err(|error| format!("starting {}: {error}", program.display()))?;
         let pid = child.id().ok_or("the agent ended at once")?;
-        if let Some(groups) = &self.groups
-            && let Err(error) = groups.enter(wanted.job, pid)
-        {
-            tracing::debug!(job = %wanted.job, %error, "no cgroup for the agent");
+        if let Some(groups) = &self.groups {
+            match groups.enter(wanted.job, pid) {
+                Ok(()) => groups.limit(wanted.job, self.config.limits.memory()),
+                Err(error) => tracing::debug!(job = %wanted.job, %error, "no cgroup for the agent"),
+            }
         }
         let started = tokio::time::timeout(START, self.greet(wanted, &mut child)).await;
         let fingerprint = match started.unwrap_or_else(|_| Err(format!("not ready within {} s", START.as_secs()))) {
@@ -398,6 +399,8 @@ impl Agents {
             home: wanted.home,
             supervisor: wanted.supervisor.to_string(),
             uid: wanted.uid,
+            outside: super::users::for_job(self.config.uids.as_ref(), wanted.job),
+            memory: Some(self.config.limits.memory()),
             state_dir: self.config.state_dir.clone(),
             runtime_dir: self.config.runtime_dir.clone(),
             transport: self.config.transport,

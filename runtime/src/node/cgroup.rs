@@ -62,6 +62,17 @@ impl Groups {
         })
     }
 
+    /// Bounds the memory of the job's group, where this group hands the controller on. Without it the agent's own limits must do.
+    pub fn limit(&self, job: JobId, bytes: u64) {
+        let _ = fs::write(self.folder.join("cgroup.subtree_control"), "+memory");
+        let path = self.path(job);
+        match fs::write(path.join("memory.max"), bytes.to_string()) {
+            // Else the guest would go on in the owner's swap.
+            Ok(()) => drop(fs::write(path.join("memory.swap.max"), "0")),
+            Err(error) => tracing::debug!(%job, %error, "no memory limit by cgroup"),
+        }
+    }
+
     /// Kills whatever is in the job's group and removes it. Blocks for as long as the kernel needs, at most a second.
     pub fn end(&self, job: JobId) {
         remove(&self.path(job));

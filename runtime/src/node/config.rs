@@ -8,8 +8,12 @@
 //! transport = "tls"                # or "plain": no secrecy, no identity; for isolated test networks
 //! peers = [{ name = "n2", address = "192.168.1.2:7711" }]
 //!
+//! [agents]
+//! uids = "1900000000-1900065535"   # users for the bodies of jobs, one each, when the daemon is root; "" for none
+//!
 //! [limits]
 //! agents = 64
+//! memory = 16384                   # MiB for the bodies of one job; default: three quarters of the machine's
 //! ```
 //!
 //! Every error names the file, the line and the key.
@@ -20,7 +24,8 @@ use mosix_wire::limits;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
+use std::num::NonZeroU32;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use toml::Spanned;
@@ -47,6 +52,8 @@ pub struct Config {
     pub transport: Transport,
     /// Bounds.
     pub limits: Limits,
+    /// Users for the bodies of jobs, one each.
+    pub uids: Option<RangeInclusive<u32>>,
     /// The program that is started as agent, with the verb `agent`; this very program when absent. Not in the file.
     pub agent_program: Option<PathBuf>,
 }
@@ -151,6 +158,50 @@ pub struct Limits {
     pub unknown_per_source: usize,
     /// Such connections at once, of all sources.
     pub unknown: usize,
+    /// MiB of memory for the bodies of one job.
+    pub memory: Option<NonZeroU32>,
+}
+
+impl Limits {
+    /// Bytes of memory for the bodies of one job: what was configured, else three quarters of the machine's.
+    pub fn memory(&self) -> u64 {
+        match self.memory {
+            Some(mib) => u64::from(mib.get()) << 20,
+            None => {
+                let pages = nix::unistd::sysconf(nix::unistd::SysconfVar::_PHYS_PAGES);
+                let pages = u64::try_from(pages.ok().flatten().unwrap_or(0)).unwrap_or(0);
+                // A machine that does not tell has at least this much.
+                (pages * rustix::param::page_size() as u64 / 4 * 3).max(1 << 28)
+            }
+        }
+    }
+}
+
+/// What the users of bodies are taken from unless configured: numbers that no distribution uses
+/// ([UIDs and GIDs](https://systemd.io/UIDS-GIDS/)).
+const UIDS: RangeInclusive<u32> = 1_900_000_000..=1_900_065_535;
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawAgents {
+    uids: Option<Spanned<String>>,
+}
+
+/// Reads "FIRST-LAST", or nothing for none. Numbers of people and services are not given to strangers.
+fn uid_range(text: &str) -> Result<Option<RangeInclusive<u32>>, &'static str> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let shape = "is not FIRST-LAST, two user numbers";
+    let (first, last) = text.split_once('-').ok_or(shape)?;
+    let number = |text: &str| text.trim().parse::<u32>().map_err(|_| shape);
+    let (first, last) = (number(first)?, number(last)?);
+    match (first, last) {
+        (..100_000, _) => Err("begins below 100000, where people and services have their numbers"),
+        (_, u32::MAX) => Err("ends with 4294967295, which is no user"),
+        _ if last < first => Err("ends before it begins"),
+        _ => Ok(Some(first..=last)),
+    }
 }
 
 impl Default for Limits {
@@ -159,6 +210,7 @@ impl Default for Limits {
             agents: 64,
             unknown_per_source: 64,
             unknown: 512,
+            memory: None,
         }
     }
 }
@@ -208,6 +260,8 @@ struct Raw {
     transport: Transport,
     #[serde(default)]
     allow_loopback: bool,
+    #[serde(default)]
+    agents: RawAgents,
     #[serde(default)]
     limits: Limits,
 }
@@ -327,6 +381,11 @@ impl Config {
             }
             peers.push(PeerConfig { name: key, address });
         }
+        let uids = match &raw.agents.uids {
+            None => Some(UIDS),
+            Some(value) => uid_range(value.get_ref())
+                .map_err(|why| wrong(value.span(), format!("agents.uids: {:?} {why}", value.get_ref())))?,
+        };
         let folder = |key: &str, value: &Option<Spanned<PathBuf>>| match value {
             Some(dir) if !dir.get_ref().is_absolute() => Err(wrong(
                 dir.span(),
@@ -355,6 +414,7 @@ impl Config {
             runtime_dir: folder("runtime_dir", &raw.runtime_dir)?,
             transport: raw.transport,
             limits: raw.limits,
+            uids,
             agent_program: None,
         })
     }
@@ -392,6 +452,9 @@ mod tests {
         assert_eq!(config.peers[0].address.to_string(), "10.0.0.2:7");
         assert_eq!((config.limits.agents, config.limits.unknown), (3, 512));
         let small = parse("name = \"a\"\nstate_dir = \"/s\"").unwrap();
+        assert_eq!(small.uids, Some(UIDS));
+        let none = parse("name = \"a\"\nstate_dir = \"/s\"\n[agents]\nuids = \"\"\n[limits]\nmemory = 5\n").unwrap();
+        assert_eq!((none.uids, none.limits.memory()), (None, 5 << 20));
         assert_eq!((small.listen.port(), small.transport), (PORT, Transport::Tls));
         let list =
             parse("name = \"a\"\nstate_dir = \"/s\"\n[[peers]]\nname = \"b\"\naddress = \"[fe80::1]:9\"\n").unwrap();
@@ -423,6 +486,18 @@ mod tests {
             &["mosixd.toml:2", "state_dir", "shorter"],
         );
         fails("name = \"n1\n", &["mosixd.toml:1"]);
+        for (uids, why) in [
+            ("0-9", "100000"),
+            ("200000", "FIRST-LAST"),
+            ("300000-200000", "before"),
+            ("x-y", "FIRST-LAST"),
+        ] {
+            fails(
+                &format!("name = \"n1\"\n[agents]\nuids = \"{uids}\"\n"),
+                &["mosixd.toml:3", "agents.uids", why],
+            );
+        }
+        fails("name = \"n1\"\n[limits]\nmemory = 0\n", &["mosixd.toml:3", "zero"]);
         let peers = |more: &str| format!("name = \"n1\"\nstate_dir = \"/s\"\npeers = [\n{more}\n]\n");
         fails(
             &peers("{ name = \"n2\", address = \"10.0.0.2\" },\n{ name = \"n2\", address = \"10.0.0.3\" }"),

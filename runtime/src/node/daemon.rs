@@ -123,6 +123,9 @@ async fn serve(config: Config) -> Result<(), NodeError> {
         0o700
     };
     paths::create_dir(&state, mode).map_err(io(format!("the state folder {}", state.display())))?;
+    // Also an existing folder that is closed: agents with users of their own must reach the control socket in it.
+    std::fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(mode))
+        .map_err(io(format!("the state folder {}", state.display())))?;
     let lock = take_lock(&state)?;
     let secure = match config.transport {
         Transport::Tls => {

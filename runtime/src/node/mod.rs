@@ -27,6 +27,7 @@ pub mod message;
 pub mod paths;
 mod peers;
 mod secure;
+mod users;
 
 pub use agent_socket::{AgentSocket, Incoming};
 pub use agent_start::{AgentReady, AgentStart};

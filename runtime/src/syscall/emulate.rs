@@ -42,6 +42,9 @@ pub fn memory(nr: u32, args: &[u64; 6]) -> Memory {
             if flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u64 != 0 {
                 return Memory::Return("maps locked or huge pages");
             }
+            if flags & libc::MAP_GROWSDOWN as u64 != 0 {
+                return Memory::Return("maps memory that grows");
+            }
             if flags & libc::MAP_FIXED as u64 != 0 && touches_window(addr, len) {
                 window
             } else if anonymous {

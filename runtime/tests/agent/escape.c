@@ -97,6 +97,20 @@ int main(int argc, char **argv)
 	}
 	if (argc > 1 && !strcmp(argv[1], "ptrace"))
 		say("ptrace", raw(SYS_ptrace, PTRACE_SEIZE, 1, 0, 0, 0, 0));
+	if (argc > 1 && !strcmp(argv[1], "grow")) {
+		/* As much as it is given, in pieces that are used: it must end before the host does. */
+		long got = 0;
+		for (int i = 0; i < 4096; i++) {
+			long at = raw(SYS_mmap, 0, 16 << 20, 3, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			if (at < 0 && at > -4096)
+				break;
+			memset((void *)at, 1, 16 << 20);
+			got += 16;
+		}
+		say("grown-below-limit", got <= 256);
+		say("grown-at-all", got >= 64);
+		say("grows-down", raw(SYS_mmap, 0, 1L << 40, 3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN, -1, 0));
+	}
 	if (argc > 1 && !strcmp(argv[1], "crash"))
 		*(volatile int *)8 = 1;
 	say("end", 0);

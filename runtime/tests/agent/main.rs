@@ -91,6 +91,8 @@ fn agent_for(name: &str, case: fn(&Path)) {
         home: HOME,
         supervisor: Fingerprint([0; 32]).to_string(),
         uid: rustix::process::geteuid().as_raw(),
+        outside: rustix::process::geteuid().is_root().then_some(1_900_000_077),
+        memory: Some(256 << 20),
         state_dir: dir.path().to_owned(),
         runtime_dir: None,
         transport: Transport::Plain,
@@ -129,7 +131,8 @@ fn agent_for(name: &str, case: fn(&Path)) {
         }
     };
     assert_eq!(status.code(), Some(0), "the agent ends well");
-    assert!(!socket.exists(), "its socket is gone");
+    // The daemon removes the socket of an agent with a user of its own.
+    assert!(start.outside.is_some() || !socket.exists(), "its socket is gone");
     println!("test {name} ... ok");
 }
 

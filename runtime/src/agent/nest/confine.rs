@@ -49,6 +49,8 @@ const NEEDED: &[i64] = &[
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
     libc::SYS_accept4,
+    // Only to sockets of this machine, by the rule for socket(2): the daemon's.
+    libc::SYS_connect,
     libc::SYS_getpeername,
     libc::SYS_getsockname,
     libc::SYS_getsockopt,
@@ -96,8 +98,6 @@ const NEVER: &[i64] = &[
     libc::SYS_fork,
     libc::SYS_vfork,
     libc::SYS_ptrace,
-    libc::SYS_socket,
-    libc::SYS_connect,
     libc::SYS_bind,
     libc::SYS_kill,
     libc::SYS_mount,
@@ -159,6 +159,10 @@ fn conditional() -> Result<Vec<(i64, Vec<SeccompRule>)>, NestError> {
         (libc::SYS_mmap, vec![no_code()?]),
         (libc::SYS_mprotect, vec![no_code()?]),
         (libc::SYS_ioctl, ioctls?),
+        (
+            libc::SYS_socket,
+            vec![rule(0, dword.clone(), SeccompCmpOp::Eq, libc::AF_UNIX as u64)?],
+        ),
         (
             libc::SYS_clone,
             vec![rule(0, qword.clone(), SeccompCmpOp::MaskedEq(thread), thread)?],

@@ -15,6 +15,7 @@ mod clocks;
 pub mod confine;
 mod init;
 mod rights;
+mod user;
 
 pub use clocks::{TimeGate, now};
 pub use init::Init;
@@ -66,13 +67,16 @@ pub struct Nest {
 }
 
 impl Nest {
-    /// Makes the place, for a job whose user has number `uid` at home. Must be called by the process's only thread, before it holds any
-    /// key; that thread becomes the tracer, by [`Nest::enter`].
+    /// Makes the place, for a job whose user has number `uid` at home and `outside` on this node; `None` is this process's own user.
+    /// Must be called by the process's only thread, before it holds any key; that thread becomes the tracer, by [`Nest::enter`].
     ///
     /// # Errors
     /// The first step that the kernel refused. Nothing needs undoing but the end of this process.
-    pub fn make(uid: u32) -> Result<Self, NestError> {
-        enter_user_namespace(uid)?;
+    pub fn make(uid: u32, outside: Option<u32>) -> Result<Self, NestError> {
+        match outside {
+            Some(outside) => user::enter_as(uid, outside)?,
+            None => user::enter(uid)?,
+        }
         let others = CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWNET
             | CloneFlags::CLONE_NEWIPC
@@ -95,14 +99,4 @@ impl Nest {
     pub fn enter(&self) -> Result<(), NestError> {
         setns(self.init.pids(), CloneFlags::CLONE_NEWPID).map_err(NestError::Others)
     }
-}
-
-/// Enters a user namespace in which exactly one user and one group exist.
-fn enter_user_namespace(inside: u32) -> Result<(), NestError> {
-    let (outside, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(NestError::User)?;
-    let map = |error| NestError::Map { inside, outside, error };
-    std::fs::write("/proc/self/setgroups", "deny").map_err(map)?;
-    std::fs::write("/proc/self/gid_map", format!("{inside} {group} 1")).map_err(map)?;
-    std::fs::write("/proc/self/uid_map", format!("{inside} {outside} 1")).map_err(map)
 }

@@ -39,8 +39,10 @@ macro_rules! advised {
 }
 
 const MAP_PRIVATE_ANON: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-/// Type of the mapping, ANONYMOUS, FIXED, LOCKED, HUGETLB. POPULATE, NORESERVE, STACK, GROWSDOWN, 32BIT are free.
-const MAP_CHECKED: u64 = 0xf | (libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_LOCKED | libc::MAP_HUGETLB) as u64;
+/// Type of the mapping, ANONYMOUS, FIXED, LOCKED, HUGETLB, and GROWSDOWN, which escapes RLIMIT_DATA. POPULATE, NORESERVE, STACK, 32BIT
+/// are free.
+const MAP_CHECKED: u64 =
+    0xf | (libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_LOCKED | libc::MAP_HUGETLB | libc::MAP_GROWSDOWN) as u64;
 const MAP_FIXED_ANON: u64 = MAP_PRIVATE_ANON | libc::MAP_FIXED as u64;
 const NOT_FIXED: Cond = masked(3, 2, 0);
 const NEW_HIGH: Cond = at_least(4, WINDOW_END);
