@@ -137,7 +137,7 @@ fn body_is_built_again() {
     to.write(vdso.base, &vdso.text).expect("vdso text");
     body.dress(&plain, &[]).expect("dresses");
     body.set_registers(&plain).expect("registers");
-    body.release().expect("release");
+    body.release(&[]).expect("release");
     child.kill().expect("kill the original");
     let ended = match ptrace::wait(Some(tid), true).expect("wait") {
         Some((_, Event::Exited(code))) => code,

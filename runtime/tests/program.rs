@@ -124,7 +124,7 @@ fn run(path: &Path, args: &[&str]) -> i32 {
     memory.write(vdso.base, &text).unwrap();
     body.dress(&loaded.image, &[]).unwrap();
     body.set_registers(&loaded.image).unwrap();
-    body.release().unwrap();
+    body.release(&[]).unwrap();
     loop {
         match ptrace::wait(Some(pid), true).unwrap().unwrap().1 {
             Event::Exited(code) => return code,

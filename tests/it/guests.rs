@@ -24,37 +24,8 @@ fn home(name: &str) {
 
 /// The same with moves before it is told to go on: so that what follows happens on n2, on n3, at home again, and on n2 after
 /// two rounds.
-/// Guests that still show a difference when they move, with what is known of it. docs/testing.md lists them; the list only shrinks.
-const GAPS: &[(&str, &str)] = &[
-    (
-        "epoll_wait",
-        "a relative timeout is not carried exactly over several moves",
-    ),
-    ("futex_timeout", "a relative futex timeout starts again at a move"),
-    (
-        "interval_timer",
-        "a poll with timeout 0 may see EINTR under an interval timer",
-    ),
-    (
-        "poll_wait",
-        "a relative poll timeout starts again at the first departure",
-    ),
-    ("sigtimedwait", "a relative timeout starts again at a move"),
-    (
-        "sleep_exact",
-        "an absolute sleep may end some milliseconds early after moves",
-    ),
-];
-
-fn moving(name: &'static str) {
+fn moving(name: &str) {
     require!(require::program("cc"));
-    match GAPS.iter().find(|(gap, _)| *gap == name) {
-        Some((_, why)) => require::known_gap(why, || move_round(name)),
-        None => move_round(name),
-    }
-}
-
-fn move_round(name: &str) {
     for times in [1, 2, 3, 7] {
         let mut guest = Guest::start(
             name,
@@ -81,8 +52,8 @@ macro_rules! guests {
 
 guests! {
     accept_server big_io blocked_pipe_read blocked_pipe_write brk_growth counter dirty_pages eintr epoll_wait exec_away
-    fds_kept fork_away fpu_registers futex_timeout hazard_loop identity interval_timer lock_wait maps_change mmap_file poll_wait semop
-    sigaltstack signals_queued sigtimedwait sleep_exact stack_growth thread_exit threads_futex vdso_time wait_child
+    fds_kept fork_away fpu_registers futex_timeout hazard_loop identity interval_timer ipc_timeout lock_wait maps_change
+    mmap_file poll_wait semop sigaltstack signals_queued sigtimedwait sleep_exact socket_timeout stack_growth thread_exit threads_futex vdso_time wait_child
 }
 
 /// Each way of running, away or not.

@@ -196,6 +196,7 @@ mod tests {
             comm: String::new(),
             seq: 0,
             in_flight: false,
+            since: None,
             cpu_ns: 0,
         }
     }

@@ -109,7 +109,7 @@ fn put_back(built: &Built, frozen: &mut Frozen, images: &[ThreadImage]) -> io::R
         ptrace::set_xstate(thread.tid, &image.xsave)?;
         ptrace::set_sigmask(thread.tid, image.mask)?;
         if matches!(thread.standing, Standing::Block | Standing::Short(_)) {
-            // The kernel's restart block went with the calls of the capture: the call begins anew.
+            // The restart block went with the calls of the capture: the call is made again, with the rest of its time-out.
             thread.standing = Standing::Again;
         }
     }
@@ -161,12 +161,14 @@ pub fn begin(
                 if due {
                     thread.regs.set_orig_rax(u64::MAX);
                     thread.standing = Standing::User;
+                    thread.since = None;
                 }
             }
             Some(result) => {
                 thread.regs.set_rax(result as u64);
                 thread.regs.set_orig_rax(u64::MAX);
                 thread.standing = Standing::User;
+                thread.since = None;
             }
             None => {}
         }

@@ -6,14 +6,19 @@ use super::serve;
 use super::shared::{BodyCalls, Shared};
 use super::signals::{self, Delivery, Signals, settle_body};
 use crate::contract::commit::Host;
+use crate::process::enter::{Wait, enter};
 use crate::process::freeze::{Frozen, FrozenThread, put_back, wait_for};
-use crate::process::restart::{ERESTARTNOINTR, Standing, take_back};
+use crate::process::restart::{ERESTARTNOINTR, Standing};
+use crate::process::waited::{Sleeper, monotonic};
+use crate::syscall::decide::{Decision, decide};
+use crate::syscall::table;
 use mosix_sys::notif::Answer;
 use mosix_sys::procmem::ProcMem;
-use mosix_sys::ptrace::{self, Event};
+use mosix_sys::ptrace::{self, Event, Regs};
 use mosix_wire::ids::{NodeName, Pid};
 use mosix_wire::image::{FileRef, ProcessImage};
 use mosix_wire::link::{Destination, Exit};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -50,6 +55,9 @@ pub struct Process {
     pub destination: Option<Destination>,
     /// Files that the destination was offered before the freeze.
     pub offered: Vec<FileRef>,
+    /// Threads that went on in a native call with the rest of its time-out: how often each had left a CPU when it slept there, and when
+    /// the time-out began, on the body's clock.
+    waits: HashMap<i32, (u64, i64)>,
     /// Signals on their way to it.
     pub signals: Signals,
     /// Bytes of memory that its image brought.
@@ -83,6 +91,7 @@ impl Process {
             departure: None,
             destination: None,
             offered: Vec::new(),
+            waits: HashMap::new(),
             signals: Signals::default(),
             bytes: 0,
             how: Exit::Signal {
@@ -177,7 +186,11 @@ impl Process {
         };
         let host = built.body.pid;
         calls.calls.close();
+        let mut sleepers = HashMap::new();
         for tid in &self.tids {
+            if let Some(sleeper) = self.sleeper(*tid) {
+                sleepers.insert(*tid, sleeper);
+            }
             let _ = ptrace::interrupt(*tid);
         }
         for id in calls.calls.stop() {
@@ -189,7 +202,7 @@ impl Process {
             threads: Vec::with_capacity(self.tids.len()),
         };
         for tid in self.tids.clone() {
-            match self.settle_thread(shared, tid, deadline) {
+            match self.settle_thread(shared, tid, deadline, sleepers.remove(&tid)) {
                 Ok(Some(thread)) => frozen.threads.push(thread),
                 Ok(None) if tid != host => {}
                 Ok(None) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
@@ -199,28 +212,53 @@ impl Process {
                 }
             }
         }
+        self.waits.clear();
         self.frozen = Some(frozen);
         Ok(())
     }
 
+    /// What is to be seen of a thread before it is interrupted, when it sleeps in a native call.
+    pub fn sleeper(&self, tid: i32) -> Option<Sleeper> {
+        let (built, calls) = (self.built.as_ref()?, self.calls.as_ref()?);
+        let native = !calls.calls.is_waiting(tid);
+        native.then(|| Sleeper::look(built.body.pid, tid)).flatten()
+    }
+
+    /// Lets one stopped thread go on, in a native call with the rest of its time-out.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn go_on_alone(&mut self, mut thread: FrozenThread) -> io::Result<()> {
+        thread.since = self.since(&thread);
+        self.waits.remove(&thread.tid);
+        put_back(&thread)?;
+        match thread.since.filter(|_| thread.standing != Standing::Block) {
+            Some(since) => {
+                let (tid, regs) = (thread.tid, thread.regs);
+                self.go_on(&[Wait { tid, regs, since }]);
+                Ok(())
+            }
+            None => ptrace::cont(thread.tid, 0),
+        }
+    }
+
     /// Waits for one interrupted thread; `None` when it ended.
-    fn settle_thread(&mut self, shared: &Shared, tid: i32, deadline: Instant) -> io::Result<Option<FrozenThread>> {
+    fn settle_thread(
+        &mut self,
+        shared: &Shared,
+        tid: i32,
+        deadline: Instant,
+        mut sleeper: Option<Sleeper>,
+    ) -> io::Result<Option<FrozenThread>> {
         loop {
             let Some(event) = wait_for(tid, deadline)? else {
                 return Err(io::ErrorKind::TimedOut.into());
             };
             match self.standing(shared, tid, event) {
                 Ok(true) => {
-                    let mut regs = ptrace::regs(tid)?;
-                    take_back(tid, &mut regs);
-                    let raw = regs.rax();
-                    let standing = settle_body(self, tid, &mut regs);
-                    return Ok(Some(FrozenThread {
-                        tid,
-                        regs,
-                        raw,
-                        standing,
-                    }));
+                    let body = FrozenThread::take(tid, sleeper.take(), |regs| settle_body(self, tid, regs))?;
+                    let since = self.since(&body);
+                    return Ok(Some(FrozenThread { since, ..body }));
                 }
                 Ok(false) => {}
                 Err(_) if !self.tids.contains(&tid) => return Ok(None),
@@ -229,16 +267,62 @@ impl Process {
         }
     }
 
+    /// When the time-out of a stopped thread's native call began, on the body's clock. Of other calls home knows it.
+    fn since(&self, thread: &FrozenThread) -> Option<i64> {
+        let since = thread.since.filter(|_| is_native(&thread.regs))?;
+        match self.waits.get(&thread.tid) {
+            // It has not run since it went on in that call.
+            Some((switches, begun)) if thread.switches == Some(*switches) => Some(*begun),
+            _ => Some(since.saturating_add(self.built.as_ref()?.ahead.0)),
+        }
+    }
+
+    /// Lets threads go on in their native calls; gives those that did, which are not to be resumed again.
+    fn go_on(&mut self, waits: &[Wait]) -> Vec<i32> {
+        let Some(built) = &self.built else {
+            return Vec::new();
+        };
+        let now = monotonic().saturating_add(built.ahead.0);
+        let entered = enter(built.body.pid, waits, now, |tid| ptrace::cont(tid, 0));
+        for (wait, (tid, switches)) in waits.iter().zip(&entered) {
+            if let Some(switches) = switches {
+                self.waits.insert(*tid, (*switches, wait.since));
+            }
+        }
+        entered.into_iter().map(|(tid, _)| tid).collect()
+    }
+
+    /// Lets a built body run.
+    ///
+    /// # Errors
+    /// A thread is gone.
+    pub fn release(&mut self) -> io::Result<()> {
+        let Some(built) = &self.built else { return Ok(()) };
+        let threads = built.body.tids.iter().zip(&built.image.threads);
+        let waits: Vec<Wait> = threads
+            .filter_map(|(tid, thread)| {
+                let regs = Regs(thread.regs);
+                let since = thread.since.filter(|_| is_native(&regs))?;
+                Some(Wait { tid: *tid, regs, since })
+            })
+            .collect();
+        let entered = self.go_on(&waits);
+        let Some(built) = &self.built else { return Ok(()) };
+        built.body.release(&entered)
+    }
+
     /// A built body that was never released, as a frozen one.
     pub fn standing_still(&self) -> Option<Frozen> {
         let built = self.built.as_ref()?;
-        let threads = built.body.tids.iter().map(|tid| {
+        let threads = built.body.tids.iter().zip(&built.image.threads).map(|(tid, image)| {
             let regs = ptrace::regs(*tid).ok()?;
             Some(FrozenThread {
                 tid: *tid,
                 regs,
                 raw: regs.rax(),
                 standing: Standing::User,
+                since: image.since.filter(|_| is_native(&regs)),
+                switches: None,
             })
         });
         Some(Frozen {
@@ -247,11 +331,23 @@ impl Process {
         })
     }
 
-    fn let_go(&self, frozen: &Frozen) {
+    fn let_go(&mut self, frozen: &Frozen) {
         if let Some(calls) = &self.calls {
             calls.calls.open();
         }
-        for thread in &frozen.threads {
+        let waits: Vec<Wait> = frozen
+            .threads
+            .iter()
+            // A restart block knows the rest itself.
+            .filter(|thread| thread.standing != Standing::Block)
+            .filter_map(|thread| {
+                let (tid, regs) = (thread.tid, thread.regs);
+                ptrace::set_regs(tid, &regs).ok()?;
+                thread.since.map(|since| Wait { tid, regs, since })
+            })
+            .collect();
+        let entered = self.go_on(&waits);
+        for thread in frozen.threads.iter().filter(|thread| !entered.contains(&thread.tid)) {
             if let Err(error) = put_back(thread).and_then(|()| ptrace::cont(thread.tid, 0)) {
                 tracing::debug!(tid = thread.tid, %error, "a thread is gone");
             }
@@ -297,4 +393,9 @@ impl Process {
         self.held = false;
         self.way = None;
     }
+}
+
+/// Whether this host's kernel executes the call.
+fn is_native(regs: &Regs) -> bool {
+    decide(table::row(regs.orig_rax() as u32), &regs.args()) == Decision::Native
 }

@@ -17,9 +17,9 @@ use super::process::Process;
 use super::serve;
 use super::shared::Shared;
 use crate::contract::owner::Inbox;
-use crate::process::freeze::wait_for;
+use crate::process::freeze::{FrozenThread, put_back, wait_for};
 use crate::process::restart::{
-    EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Standing, settle, take_back,
+    EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Standing, settle,
 };
 use crate::process::step;
 use crate::process::window::Window;
@@ -480,18 +480,12 @@ fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, in
         (None, Some(built)) => built.body.pid,
         (None, None) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
     };
+    let sleeper = process.sleeper(host);
     process.stop_thread(shared, host, LIMIT)?;
-    let mut regs = ptrace::regs(host)?;
-    take_back(host, &mut regs);
-    let raw = regs.rax();
-    let standing = settle_body(process, host, &mut regs);
-    if standing == Standing::Block {
-        // The same task goes on, whose kernel knows the deadline.
-        regs.set_rax(raw);
-    }
-    ptrace::set_regs(host, &regs)?;
+    let stopped = FrozenThread::take(host, sleeper, |regs| settle_body(process, host, regs))?;
+    put_back(&stopped)?;
     let queued = queue_stopped(process, host, thread.is_some(), info);
-    ptrace::cont(host, 0)?;
+    process.go_on_alone(stopped)?;
     queued
 }
 

@@ -633,7 +633,7 @@ impl Tracer {
             process.frozen = process.standing_still();
             return;
         }
-        let released = process.built.as_ref().map_or(Ok(()), |built| built.body.release());
+        let released = process.release();
         if let Err(error) = released {
             tracing::error!(%pid, %error, "a built body could not be released");
             self.ended(

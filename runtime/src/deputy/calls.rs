@@ -8,7 +8,9 @@
 //! ```
 
 use super::arena::Arena;
+use super::rest;
 use crate::link::Session;
+use crate::process::restart::EINTR;
 use crate::process::window::{ScriptError, Window, slot_offset};
 use crate::syscall::{policy, relocate};
 use mosix_loader::script::Op;
@@ -18,16 +20,28 @@ use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, NodeName, Pid, Seq, Tid};
 use mosix_wire::link::ToHost;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// How a call that was interrupted at departure goes on at its first forwarding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resume {
-    /// restart_syscall(2): the task still holds the deadline.
+    /// restart_syscall(2): the task still holds the deadline of a sleep.
     Block {
         /// The interrupted call.
         nr: u32,
+        /// When it was interrupted: the rest that the program may be shown is of that moment.
+        at: Instant,
+    },
+    /// With the rest of its time-out.
+    Rest {
+        /// The interrupted call.
+        nr: u32,
+        /// When the time-out began.
+        since: Instant,
+        /// The time-out of the call's socket.
+        socket: Option<Duration>,
     },
     /// So many bytes of a write were written before the departure.
     Short {
@@ -57,6 +71,8 @@ struct Record {
     resume: Option<Resume>,
     /// Bytes that earlier parts of an interrupted write have written.
     written: u64,
+    /// A stop ended the wait of a socket call, whose time-out is this: the call goes on by waiting for the rest.
+    again: Option<Duration>,
 }
 
 #[derive(Default)]
@@ -69,13 +85,30 @@ enum State {
 
 struct Open {
     call: Call,
-    /// Offset of the buffer in the window.
-    buffer: u64,
-    /// Whether the buffer is a span of the arena.
-    span: bool,
-    since: Instant,
+    begun: Begun,
     /// Judges the descriptor that the call opens.
     job: Option<Job>,
+}
+
+/// How a call is executed.
+struct Begun {
+    nr: u32,
+    /// Offset of the buffer in the window.
+    buffer: u64,
+    /// Size of the buffer.
+    size: usize,
+    /// Whether the buffer is a span of the arena.
+    span: bool,
+    /// Its arguments in the deputy.
+    args: [u64; 6],
+    /// When its time-out began.
+    since: Instant,
+    /// The relative time-out that it began with.
+    whole: Option<Duration>,
+    /// A sleep is continued that was interrupted then.
+    block: Option<Instant>,
+    /// The script waits for the socket; this is executed when it is ready.
+    next: Option<Op>,
 }
 
 /// What the away policy asks about the job.
@@ -84,12 +117,12 @@ pub type Job = Arc<dyn policy::JobView + Send + Sync>;
 /// What an open call is, for whoever interrupts or resumes its thread.
 #[derive(Debug, Clone, Copy)]
 pub struct OpenCall {
-    /// System call number.
+    /// Number of the system call that the deputy executes for it.
     pub nr: u32,
     /// Its number in the thread.
     pub seq: Seq,
-    /// When it was first executed.
-    pub since: Instant,
+    /// Its time-out is zero: it ends by itself, and no signal may end it.
+    pub brief: bool,
 }
 
 /// The answer of a call that ended while its body was at home.
@@ -121,7 +154,16 @@ pub struct Deputy {
     linger: Linger,
     /// Calls that came before the deputy was ready for them; None when it is.
     deferred: Mutex<Option<Vec<(Call, Vec<u8>)>>>,
-    ended: std::sync::atomic::AtomicBool,
+    /// The kernel may have written the rest of a sleep to the program's own address.
+    soiled: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Begun {
+    /// The arguments to issue the call with again, and what is to be written where.
+    fn rest(&self) -> Option<([u64; 6], Option<(u64, [u8; 16])>)> {
+        rest::rest(self.nr, self.args, self.whole?, self.since.elapsed())
+    }
 }
 
 impl std::fmt::Debug for Deputy {
@@ -151,7 +193,8 @@ impl Deputy {
             session: RwLock::default(),
             linger,
             deferred: Mutex::default(),
-            ended: std::sync::atomic::AtomicBool::new(false),
+            soiled: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&deputy);
         std::thread::Builder::new()
@@ -159,7 +202,7 @@ impl Deputy {
             .spawn(move || {
                 let (mut bell, mut position) = (0, 0);
                 while let Some(deputy) = weak.upgrade() {
-                    if deputy.ended.load(std::sync::atomic::Ordering::Acquire) {
+                    if deputy.ended.load(Ordering::Acquire) {
                         break;
                     }
                     (bell, position) = deputy.complete(bell, position);
@@ -242,7 +285,7 @@ impl Deputy {
 
     /// The process is gone: the completion thread ends.
     pub fn end(&self) {
-        self.ended.store(true, std::sync::atomic::Ordering::Release);
+        self.ended.store(true, Ordering::Release);
         let _ = self.window.nudge();
     }
 
@@ -324,9 +367,12 @@ impl Deputy {
         let record = lock(self.record(tid)?);
         match &record.state {
             State::Open(open) => Some(OpenCall {
-                nr: open.call.nr,
+                nr: match open.begun.next {
+                    Some(_) => libc::SYS_ppoll as u32,
+                    None => open.begun.nr,
+                },
                 seq: record.seq,
-                since: open.since,
+                brief: open.begun.whole.is_some_and(|time| time.is_zero()),
             }),
             _ => None,
         }
@@ -404,10 +450,11 @@ impl Deputy {
         }
         record.seq = call.seq;
         record.written = 0;
+        record.again = None;
         record.state = State::Idle;
         let resume = record.resume.take().filter(|resume| {
+            let (Resume::Block { nr, .. } | Resume::Rest { nr, .. } | Resume::Short { nr, .. }) = resume;
             // Another call that happens to be of the same kind, such as a handler's own write, is no continuation.
-            let (Resume::Block { nr } | Resume::Short { nr, .. }) = resume;
             *nr == call.nr && call.seq == RESUMED
         });
         if job.is_some_and(|job| !permitted(&call, payload, job.as_ref())) {
@@ -417,15 +464,9 @@ impl Deputy {
             return;
         }
         match self.start(slot, &call, payload, resume, &mut record.written) {
-            Ok((buffer, span)) => {
+            Ok(begun) => {
                 let job = job.filter(|_| opens(call.nr)).map(Arc::clone);
-                record.state = State::Open(Open {
-                    call,
-                    buffer,
-                    span,
-                    since: Instant::now(),
-                    job,
-                });
+                record.state = State::Open(Open { call, begun, job });
                 // Without the lock: the completion thread may want it before this one runs again.
                 drop(record);
                 let _ = self.window.wake(slot);
@@ -439,7 +480,7 @@ impl Deputy {
         }
     }
 
-    /// Gives a slot the call; where its buffer is, and whether that is a span of the arena.
+    /// Gives a slot the call.
     fn start(
         &self,
         slot: u32,
@@ -447,7 +488,7 @@ impl Deputy {
         payload: &[u8],
         resume: Option<Resume>,
         written: &mut u64,
-    ) -> Result<(u64, bool), StartError> {
+    ) -> Result<Begun, StartError> {
         let size = call.size as usize;
         let span = size > SLOT_BUFFER_SIZE as usize;
         let buffer = if span {
@@ -456,25 +497,101 @@ impl Deputy {
             slot_offset(slot) + SLOT_BUFFER
         };
         let mut bytes = vec![0; size];
-        let placed = relocate::place(call, payload, &mut bytes, SHARED + buffer).map_err(StartError::from);
-        let posted = placed.and_then(|mut args| {
-            let mut nr = i64::from(call.nr);
+        let base = SHARED + buffer;
+        let placed = relocate::place(call, payload, &mut bytes, base).map_err(StartError::from);
+        let posted = placed.and_then(|args| {
+            let mut begun = Begun {
+                nr: call.nr,
+                buffer,
+                size,
+                span,
+                args,
+                since: Instant::now(),
+                whole: rest::whole(call.nr, &args, |at| rest::at(&bytes, at.checked_sub(base)?)),
+                block: None,
+                next: None,
+            };
+            let mut op = Op::may(i64::from(call.nr), args);
             match resume {
-                Some(Resume::Block { .. }) => (nr, args) = (libc::SYS_restart_syscall, [0; 6]),
+                Some(Resume::Block { at, .. }) => {
+                    begun.block = Some(at);
+                    self.soiled.store(true, Ordering::Release);
+                    op = Op::may(libc::SYS_restart_syscall, [0; 6]);
+                }
                 Some(Resume::Short { written: before, .. }) if before <= args[2] => {
-                    args[1] += before;
-                    args[2] -= before;
+                    op.args[1] += before;
+                    op.args[2] -= before;
                     *written = before;
+                }
+                Some(Resume::Rest { since, socket, .. }) => {
+                    begun.since = since;
+                    if let Some(whole) = socket {
+                        begun.next = Some(op);
+                        op = self.wait_for_socket(slot, &begun, whole)?;
+                    } else if let Some((args, time)) = begun.rest() {
+                        op.args = args;
+                        rest::put(&mut bytes, time, base);
+                    }
                 }
                 _ => {}
             }
             self.window.shared().write(buffer, &bytes).map_err(ScriptError::from)?;
-            Ok(self.window.place(slot, &[Op::may(nr, args)])?)
+            self.window.place(slot, &[op])?;
+            Ok(begun)
         });
         if posted.is_err() && span {
             lock(&self.arena).give(buffer);
         }
-        posted.map(|()| (buffer, span))
+        posted
+    }
+
+    /// Writes what a wait for a call's socket needs behind the slot's buffer of calls, and gives the call that waits.
+    fn wait_for_socket(&self, slot: u32, begun: &Begun, whole: Duration) -> Result<Op, ScriptError> {
+        let at = SLOT_BUFFER_SIZE - rest::SOCKET_WAIT as u64;
+        let room = if begun.span { at } else { begun.size as u64 };
+        if room > at {
+            return Err(ScriptError::Busy(slot));
+        }
+        let (bytes, op) = rest::socket_wait(
+            begun.nr,
+            begun.args[0],
+            whole.saturating_sub(begun.since.elapsed()),
+            SHARED + slot_offset(slot) + SLOT_BUFFER + at,
+        );
+        self.window.write_buffer(slot, at as usize, &bytes)?;
+        Ok(op)
+    }
+
+    /// The arguments with which a thread's open call is issued again after a stop ended it: its time-out is what is left.
+    pub fn rest(&self, tid: i32) -> Option<[u64; 6]> {
+        let record = lock(self.record(tid)?);
+        let State::Open(open) = &record.state else { return None };
+        let (args, time) = open.begun.rest()?;
+        if let Some((address, bytes)) = time
+            && let Some(at) = address.checked_sub(SHARED)
+        {
+            self.window.shared().write(at, &bytes).ok()?;
+        }
+        Some(args)
+    }
+
+    /// The descriptor whose socket's time-out a thread's open call keeps, and whether the call sends.
+    pub fn socket(&self, tid: i32) -> Option<(i32, bool)> {
+        let record = lock(self.record(tid)?);
+        let State::Open(open) = &record.state else { return None };
+        rest::socket(open.begun.nr, &open.begun.args)
+    }
+
+    /// A stop ended a thread's open socket call, whose time-out is this: it goes on with the rest.
+    pub fn wait_again(&self, tid: i32, whole: Duration) {
+        if let Some(record) = self.record(tid) {
+            lock(record).again = Some(whole);
+        }
+    }
+
+    /// Whether something was written to the memory of a deputy that is not its body's, since this was last asked.
+    pub fn soiled(&self) -> bool {
+        self.soiled.swap(false, Ordering::AcqRel)
     }
 
     /// Takes ended calls off the ring and answers them.
@@ -505,11 +622,18 @@ impl Deputy {
             // A script of the tracer thread, which takes its results itself. A kept answer stays: it is the only one.
             return None;
         }
-        let State::Open(open) = std::mem::take(&mut record.state) else {
+        let State::Open(mut open) = std::mem::take(&mut record.state) else {
             return None;
         };
         let mut result = self.window.result(slot, 1, 0).unwrap_or(-i64::from(libc::EIO));
         let _ = self.window.release(slot);
+        if let Some(op) = self.goes_on(slot, &mut open.begun, &mut result, record.again.take())
+            && self.window.post(slot, &[op]).is_ok()
+        {
+            record.state = State::Open(open);
+            return None;
+        }
+        let begun = open.begun;
         let written = std::mem::take(&mut record.written);
         if written > 0 {
             result = if result >= 0 {
@@ -522,15 +646,18 @@ impl Deputy {
             result = self.judge_opened(slot, fd, result, job);
         }
         let mut bytes = vec![0; open.call.size as usize];
-        let _ = self.window.shared().read(open.buffer, &mut bytes);
+        let _ = self.window.shared().read(begun.buffer, &mut bytes);
+        if let Some(at) = begun.block.filter(|_| result < 0) {
+            rest::show_rest(&mut bytes, begun.nr, &begun.args, SHARED + begun.buffer, at.elapsed());
+        }
         let (lengths, parts) = relocate::collect(&open.call, result, &bytes);
         let mut payload = Vec::with_capacity(parts.iter().map(|(_, length)| *length as usize).sum());
         for (offset, length) in parts {
             payload.extend_from_slice(&bytes[offset as usize..(offset + length) as usize]);
         }
-        if open.span {
-            let _ = self.window.shared().discard(open.buffer, open.call.size as usize);
-            lock(&self.arena).give(open.buffer);
+        if begun.span {
+            let _ = self.window.shared().discard(begun.buffer, begun.size);
+            lock(&self.arena).give(begun.buffer);
         }
         let reply = reply(&open.call, result, lengths);
         record.state = State::Answered(reply.clone(), payload.clone());
@@ -562,6 +689,22 @@ impl Deputy {
         );
         // A truthful body opens it at home.
         NEEDS_HOME
+    }
+
+    /// What an ended script of an open call is followed by, if the call is not over: the wait for its socket, or itself after that wait.
+    fn goes_on(&self, slot: u32, begun: &mut Begun, result: &mut i64, again: Option<Duration>) -> Option<Op> {
+        if let Some(op) = begun.next.take() {
+            if *result > 0 {
+                return Some(op);
+            }
+            if *result == 0 {
+                *result = rest::socket_timed_out(begun.nr);
+            }
+            return None;
+        }
+        let whole = again.filter(|_| *result == EINTR)?;
+        begun.next = Some(Op::may(i64::from(begun.nr), begun.args));
+        self.wait_for_socket(slot, begun, whole).ok()
     }
 
     /// Sends a reply to where the body is, if it is away.

@@ -6,9 +6,11 @@
 //! No other thread lies on that path. The tracer thread comes in only for signals, cancels and moves.
 //!
 //! - [`calls`]: one record per thread: at most once, and what is open.
+//! - [`rest`]: interrupted calls go on with what is left of their time-outs.
 //! - [`arena`]: room for large buffers.
 
 pub mod arena;
 pub mod calls;
+mod rest;
 
 pub use calls::{Deputy, Gate, Job, RESUMED, Resume};

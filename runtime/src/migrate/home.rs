@@ -9,9 +9,12 @@ use super::incoming::Ready;
 use super::process::Process;
 use crate::deputy::RESUMED;
 use crate::deputy::calls::Ended;
+use crate::process::enter::{Wait, enter};
 use crate::process::materialise::{process_state, queue_pending, set_thread, thread_state};
+use crate::process::waited::monotonic;
 use crate::process::window::ScriptError;
 use crate::process::{maps, restore};
+use crate::syscall::decide::{Decision, decide};
 use crate::syscall::marshal::{Gathered, Ids, gather};
 use crate::syscall::memory::{Fault, GuestMemory};
 use crate::syscall::table;
@@ -83,7 +86,9 @@ pub fn repair(process: &mut Process, image: &ProcessImage) -> Result<Ready, Retu
     if seats != threads {
         return Err(ReturnError::Threads(pid));
     }
-    if !process.dropped {
+    // What the kernel wrote for an interrupted sleep is no memory of the body's.
+    let soiled = deputy.soiled();
+    if !process.dropped || soiled {
         process
             .run(&restore::drop_memory(&maps::read(pid).map_err(os)?))
             .map_err(failed("dropping memory"))?;
@@ -205,8 +210,13 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
     deputy.close();
     process.lingering.clear();
     process.mapped.clear();
+    let waiting = go_on_waiting(process, image);
     for thread in &image.threads {
         let tid = thread.tid.0;
+        if waiting.contains(&tid) {
+            free(process, tid);
+            continue;
+        }
         tracing::trace!(
             tid,
             seq = thread.seq,
@@ -217,15 +227,21 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
             nr = thread.regs[15] as i64,
             "back"
         );
-        if !open_here(process, thread) && !taken_up(process, thread) {
+        let open = open_here(process, thread);
+        if !open && !taken_up(process, thread) {
             native(process, thread, None);
         } else if let Some((reply, payload)) = deputy.answered(tid) {
             // A call that no host may have made is made now.
             let executed = reply.result != NEEDS_HOME;
             native(process, thread, executed.then_some(Ended { tid, reply, payload }));
         } else {
+            let mut thread = thread.clone();
+            if !open {
+                // They are in the kernel's hands already.
+                thread.pending.clear();
+            }
             process.lingering.insert(tid, thread.clone());
-            if let Err(error) = relax(process, tid, thread) {
+            if let Err(error) = relax(process, tid, &thread) {
                 tracing::debug!(tid, %error, "thread is gone");
             }
         }
@@ -256,6 +272,39 @@ fn taken_up(process: &Process, thread: &ThreadImage) -> bool {
             true
         }
         _ => false,
+    }
+}
+
+/// Lets threads go on that wait in calls that were native where they come from, with the rest of their time-outs; gives them. Nothing else of
+/// the process runs.
+fn go_on_waiting(process: &mut Process, image: &ProcessImage) -> Vec<i32> {
+    let mut waits = Vec::new();
+    for thread in &image.threads {
+        let (tid, regs) = (thread.tid.0, Regs(thread.regs));
+        let native = decide(table::row(regs.orig_rax() as u32), &regs.args()) == Decision::Native;
+        let Some(since) = thread.since.filter(|_| native) else {
+            continue;
+        };
+        match keep(process, tid).and_then(|()| set_thread(tid, thread)) {
+            Ok(()) => waits.push(Wait { tid, regs, since }),
+            Err(error) => tracing::debug!(tid, %error, "thread is gone"),
+        }
+    }
+    let entered = enter(process.pid, &waits, monotonic(), |tid| ptrace::detach(tid, 0));
+    process.waits = waits
+        .iter()
+        .zip(&entered)
+        .filter_map(|(wait, (tid, switches))| Some((*tid, ((*switches)?, wait.since))))
+        .collect();
+    waits.iter().map(|wait| wait.tid).collect()
+}
+
+/// A thread is no longer this tracer's.
+fn free(process: &mut Process, tid: i32) {
+    process.held.remove(&tid);
+    process.lingering.remove(&tid);
+    if let Some(deputy) = &process.deputy {
+        deputy.leave(tid);
     }
 }
 
@@ -295,11 +344,7 @@ pub fn native(process: &mut Process, thread: &ThreadImage, ended: Option<Ended>)
     if let Err(error) = gone {
         tracing::debug!(tid, %error, "thread is gone");
     }
-    process.held.remove(&tid);
-    process.lingering.remove(&tid);
-    if let Some(deputy) = &process.deputy {
-        deputy.leave(tid);
-    }
+    free(process, tid);
 }
 
 /// The open call of a lingering thread has ended: the thread is native again.
@@ -349,7 +394,7 @@ pub fn interrupted(process: &mut Process, tid: i32) -> io::Result<()> {
 pub fn go_on(process: &mut Process, tid: i32) -> io::Result<()> {
     let deputy = process.deputy.as_deref();
     match (process.lingering.get(&tid), deputy.and_then(|deputy| deputy.open(tid))) {
-        (Some(thread), Some(open)) if is_due(process.pid, thread) => {
+        (Some(thread), Some(open)) if !open.brief && is_due(process.pid, thread) => {
             if !super::signals::cancel(tid, open.nr)? {
                 super::signals::later(process);
             }

@@ -10,11 +10,14 @@ use crate::process::capture::{self, CaptureError, Captured, capture};
 use crate::process::freeze::{FreezeError, Frozen, freeze, release};
 use crate::process::inject::{InjectError, has_window, inject};
 use crate::process::layout::{self, Layout, Unmovable};
+use crate::process::rest::{self, Timeout};
 use crate::process::restart::Standing;
 use crate::process::step;
+use crate::process::waited::monotonic;
 use crate::process::window::ScriptError;
 use crate::process::{freeze as freezing, maps, restore};
 use crate::supervisor::engine::Reply;
+use crate::syscall::table;
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::{OP_STOP_ON_ERROR, SHARED};
 use mosix_loader::script::stub;
@@ -122,6 +125,9 @@ pub struct Process {
     pub returning: Option<Box<ProcessImage>>,
     /// Frozen threads of a departure that is not committed yet.
     pub frozen: Option<Frozen>,
+    /// Threads that went on at home in a native call with the rest of its time-out: how often each had left a CPU when it slept there, and
+    /// when the time-out began.
+    pub waits: HashMap<i32, (u64, i64)>,
     /// Threads that finish an open call in the stub although the body is home.
     pub lingering: HashMap<i32, ThreadImage>,
     /// The deputy's memory was dropped: what the body has not sent is zeros or file bytes.
@@ -168,6 +174,7 @@ impl Process {
             mapped: Mapped::default(),
             returning: None,
             frozen: None,
+            waits: HashMap::new(),
             lingering: HashMap::new(),
             dropped: false,
             deadline: None,
@@ -221,7 +228,17 @@ impl Process {
             journey.frozen = Some(Instant::now());
         }
         let lingering: Vec<i32> = self.lingering.keys().copied().collect();
-        let frozen = freeze(pid, &lingering, FREEZE_LIMIT)?;
+        let mut frozen = freeze(pid, &lingering, FREEZE_LIMIT)?;
+        for thread in &mut frozen.threads {
+            if let Some((switches, since)) = self.waits.get(&thread.tid)
+                && thread.switches == Some(*switches)
+                && thread.since.is_some()
+            {
+                // It has not run since it went on in that call.
+                thread.since = Some(*since);
+            }
+        }
+        self.waits.clear();
         let captured = self.capture(frozen, attempt, home, &flags, sole, deputy);
         if captured.is_err() {
             self.wake();
@@ -323,7 +340,7 @@ impl Process {
             let slots = deputy.free_slots(frozen.threads.len());
             let captured = capture(frozen, deputy.window(), &slots, |tid| tid)?;
             for (thread, slot) in frozen.threads.iter().zip(slots) {
-                deputy.seat(thread.tid, slot, Seq(0), resume(thread));
+                deputy.seat(thread.tid, slot, Seq(0), resume(self.pid, thread));
             }
             captured
         };
@@ -526,12 +543,25 @@ fn harden(process: &mut Process, tid: i32) -> io::Result<()> {
     super::signals::go_on(tid, process.deputy.as_deref())
 }
 
-fn resume(thread: &freezing::FrozenThread) -> Option<Resume> {
-    let nr = thread.regs.orig_rax() as u32;
+/// How a thread's interrupted call goes on when a host makes it.
+fn resume(pid: i32, thread: &freezing::FrozenThread) -> Option<Resume> {
+    let (nr, args) = (thread.regs.orig_rax(), thread.regs.args());
+    let sleeps = matches!(nr as i64, libc::SYS_nanosleep | libc::SYS_clock_nanosleep);
+    let nr = nr as u32;
     match thread.standing {
-        Standing::Block => Some(Resume::Block { nr }),
+        Standing::Block if sleeps => Some(Resume::Block { nr, at: Instant::now() }),
         Standing::Short(written) => Some(Resume::Short { nr, written }),
-        Standing::User | Standing::Again => None,
+        // A host makes it natively, or not at all.
+        _ if !table::row(nr).forwards() => None,
+        _ => {
+            let passed = u64::try_from(monotonic().saturating_sub(thread.since?)).unwrap_or(0);
+            let since = Instant::now().checked_sub(Duration::from_nanos(passed))?;
+            let socket = match rest::timeout(nr.into(), &args)? {
+                Timeout::Socket { sends } => Some(super::signals::socket_timeout(pid, args[0] as i32, sends)?),
+                _ => None,
+            };
+            Some(Resume::Rest { nr, since, socket })
+        }
     }
 }
 

@@ -49,8 +49,19 @@ pub fn go_on(tid: i32, deputy: Option<&Deputy>) -> io::Result<()> {
         let again = |regs: &mut ptrace::Regs, code: i64| regs.set_rax(code as u64);
         let open = deputy.and_then(|deputy| deputy.open(tid));
         if result == EINTR && nr != libc::SYS_futex {
-            if let Some(open) = open {
-                shorten(&mut regs, nr, open.since);
+            let own = open.is_some_and(|open| i64::from(open.nr) == nr);
+            if let Some(deputy) = deputy.filter(|_| own) {
+                let timeout = deputy
+                    .socket(tid)
+                    .and_then(|(fd, sends)| socket_timeout(deputy.pid, fd, sends));
+                if let Some(whole) = timeout {
+                    // The stub reports EINTR, and the deputy goes on from there.
+                    deputy.wait_again(tid, whole);
+                    return ptrace::cont(tid, 0);
+                }
+                if let Some(args) = deputy.rest(tid) {
+                    regs.set_call(nr as u64, args);
+                }
             }
             again(&mut regs, ERESTARTNOHAND);
             ptrace::set_regs(tid, &regs)?;
@@ -68,12 +79,14 @@ pub fn go_on(tid: i32, deputy: Option<&Deputy>) -> io::Result<()> {
     ptrace::cont(tid, 0)
 }
 
-/// Takes the time already waited off a relative timeout that lies in a register.
-fn shorten(regs: &mut ptrace::Regs, nr: i64, since: Instant) {
-    if matches!(nr, libc::SYS_epoll_wait | libc::SYS_epoll_pwait) && (regs.r10() as i32) > 0 {
-        let waited = since.elapsed().as_millis() as u64;
-        regs.set_r10(regs.r10().saturating_sub(waited));
-    }
+/// The time-out of a process's socket for receiving or sending, when it has one.
+pub fn socket_timeout(pid: i32, fd: i32, sends: bool) -> Option<Duration> {
+    use rustix::net::sockopt::{Timeout, socket_timeout};
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    let socket = pidfd_getfd(process, fd, PidfdGetfdFlags::empty()).ok()?;
+    let which = if sends { Timeout::Send } else { Timeout::Recv };
+    socket_timeout(socket, which).ok()?
 }
 
 /// Ends the open call, number `open`, of a stopped deputy thread with a restart code that the stub reports home. False when the thread is
@@ -242,7 +255,7 @@ fn handle(process: &mut Process, tid: i32, event: Event) -> io::Result<Outcome> 
         Event::Stop(libc::SIGTRAP) => {
             let cancelled = process.cancels.get(&tid).copied();
             match (cancelled, deputy.as_deref().and_then(|deputy| deputy.open(tid))) {
-                (Some(seq), Some(open)) if open.seq == seq => {
+                (Some(seq), Some(open)) if open.seq == seq && !open.brief => {
                     if cancel(tid, open.nr)? {
                         process.cancels.remove(&tid);
                     } else {

@@ -8,6 +8,7 @@ use super::freeze::{Frozen, FrozenThread};
 use super::maps::Mapping;
 use super::restart::Standing;
 use super::window::{ScriptError, Window, slot_address};
+use crate::syscall::table;
 use mosix_loader::script::abi::SLOT_STACK_TOP;
 use mosix_loader::script::{Op, StubError, stub};
 use mosix_sys::ptrace;
@@ -141,6 +142,8 @@ fn enter(tid: i32, slot: u32, entry: u64) -> io::Result<()> {
 fn outside(thread: &FrozenThread, number: i32) -> io::Result<ThreadImage> {
     let tid = thread.tid;
     let comm = std::fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
+    // What a host executes itself is no call of home's that goes on.
+    let forwarded = table::row(thread.regs.orig_rax() as u32).forwards();
     Ok(ThreadImage {
         tid: Tid(number),
         regs: thread.regs.0,
@@ -163,7 +166,9 @@ fn outside(thread: &FrozenThread, number: i32) -> io::Result<ThreadImage> {
         timer_slack: 0,
         comm: comm.trim_end().to_owned(),
         seq: 0,
-        in_flight: matches!(thread.standing, Standing::Block | Standing::Short(_)),
+        in_flight: forwarded
+            && (matches!(thread.standing, Standing::Block | Standing::Short(_)) || thread.since.is_some()),
+        since: thread.since,
         cpu_ns: 0,
     })
 }

@@ -6,8 +6,10 @@
 //! ```
 //! Runs on the tracer thread: ptrace rights belong to a thread.
 
-use super::restart::{Standing, settle, take_back};
+use super::restart::{self, Standing, settle, take_back};
+use super::waited::Sleeper;
 use mosix_sys::ptrace::{self, Event, Regs};
+use std::collections::HashMap;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,42 @@ pub struct FrozenThread {
     pub raw: u64,
     /// How the thread stood.
     pub standing: Standing,
+    /// When the time-out that its call's arguments show began to count, on this node's monotonic clock.
+    pub since: Option<i64>,
+    /// How often it had left a CPU, when it slept in a call with a relative time-out.
+    pub switches: Option<u64>,
+}
+
+impl FrozenThread {
+    /// Takes down how a thread stands that has just stopped. `sleeper` is what was seen of it before.
+    ///
+    /// # Errors
+    /// When the thread is gone.
+    pub fn take(tid: i32, sleeper: Option<Sleeper>, settle: impl FnOnce(&mut Regs) -> Standing) -> io::Result<Self> {
+        let mut regs = ptrace::regs(tid)?;
+        take_back(tid, &mut regs);
+        let raw = regs.rax();
+        let mut standing = settle(&mut regs);
+        let switches = sleeper.as_ref().map(Sleeper::switches);
+        let waited = sleeper.and_then(Sleeper::waited);
+        let since = match standing {
+            Standing::User | Standing::Short(_) => None,
+            Standing::Again | Standing::Block if restart::brief(tid, &regs) => {
+                regs.set_rax(restart::ERESTARTNOINTR as u64);
+                standing = Standing::Again;
+                None
+            }
+            Standing::Again | Standing::Block => restart::since(&regs, raw, waited),
+        };
+        Ok(Self {
+            tid,
+            regs,
+            raw,
+            standing,
+            since,
+            switches,
+        })
+    }
 }
 
 /// A process of which every thread is stopped under ptrace.
@@ -151,6 +189,7 @@ fn collect(
     frozen: &mut Frozen,
     seized: &mut Vec<i32>,
 ) -> Result<(), FreezeError> {
+    let mut sleepers = HashMap::new();
     loop {
         let tids = threads(pid).map_err(|_| FreezeError::Ended(pid))?;
         let fresh: Vec<i32> = tids
@@ -178,6 +217,9 @@ fn collect(
                 Err(error) => return Err(FreezeError::Trace { tid, error }),
             }
             seized.push(tid);
+            if let Some(sleeper) = Sleeper::look(pid, tid) {
+                sleepers.insert(tid, sleeper);
+            }
             let _ = ptrace::interrupt(tid);
         }
         let mut index = 0;
@@ -187,7 +229,7 @@ fn collect(
             if frozen.threads.iter().any(|thread| thread.tid == tid) {
                 continue;
             }
-            match stop(pid, tid, deadline, limit, seized)? {
+            match stop(pid, tid, deadline, limit, (seized, &mut sleepers))? {
                 Some(thread) => frozen.threads.push(thread),
                 None if tid == pid => return Err(FreezeError::Ended(pid)),
                 None => {}
@@ -202,7 +244,7 @@ fn stop(
     tid: i32,
     deadline: Instant,
     limit: Duration,
-    seized: &mut Vec<i32>,
+    (seized, sleepers): (&mut Vec<i32>, &mut HashMap<i32, Sleeper>),
 ) -> Result<Option<FrozenThread>, FreezeError> {
     loop {
         let event = match wait_for(tid, deadline) {
@@ -220,16 +262,10 @@ fn stop(
         };
         match event {
             Event::Stop(libc::SIGTRAP) => {
-                let mut regs = ptrace::regs(tid).map_err(|error| FreezeError::Trace { tid, error })?;
-                take_back(tid, &mut regs);
-                let raw = regs.rax();
-                let standing = settle(&mut regs, |fd| blocking(pid, fd));
-                return Ok(Some(FrozenThread {
-                    tid,
-                    regs,
-                    raw,
-                    standing,
-                }));
+                let settle = |regs: &mut Regs| settle(regs, |fd| blocking(pid, fd));
+                let thread = FrozenThread::take(tid, sleepers.remove(&tid), settle)
+                    .map_err(|error| FreezeError::Trace { tid, error })?;
+                return Ok(Some(thread));
             }
             Event::Stop(_) => return Err(FreezeError::Stopped(pid)),
             Event::Signal(signal) => {

@@ -295,9 +295,10 @@ impl Body {
         Ok(())
     }
 
-    /// Lets every thread run its program.
-    pub fn release(&self) -> io::Result<()> {
-        self.tids.iter().try_for_each(|tid| ptrace::cont(*tid, 0))
+    /// Lets every thread run its program, but those in `running`, which do.
+    pub fn release(&self, running: &[i32]) -> io::Result<()> {
+        let mut tids = self.tids.iter().filter(|tid| !running.contains(tid));
+        tids.try_for_each(|tid| ptrace::cont(*tid, 0))
     }
 
     fn run(&self, slot: u32, ops: &[Op], step: &'static str) -> Result<(), BuildError> {

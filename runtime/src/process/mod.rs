@@ -9,6 +9,7 @@
 
 pub mod capture;
 pub mod descriptor;
+pub mod enter;
 pub mod freeze;
 pub mod inject;
 pub mod layout;
@@ -16,7 +17,9 @@ pub mod maps;
 pub mod materialise;
 pub mod memory;
 pub mod program;
+pub mod rest;
 pub mod restart;
 pub mod restore;
 pub mod step;
+pub mod waited;
 pub mod window;

@@ -159,6 +159,7 @@ pub fn load(exec: Exec<'_>) -> Result<Loaded, ProgramError> {
         comm: String::from_utf8_lossy(name.get(..name.len().min(15)).unwrap_or(name)).into_owned(),
         seq: 0,
         in_flight: false,
+        since: None,
         cpu_ns: 0,
     };
     let ignore = |signal: u32| {

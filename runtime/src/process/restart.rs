@@ -3,9 +3,12 @@
 //! The kernel shows an interrupted call's fate in rax at the stop (`include/linux/errno.h`): internal restart codes, or, for some calls,
 //! plain EINTR although no signal was delivered. Here those results become "issue it again" or "finish it at home".
 
+use super::rest::{self, Timeout};
+use super::waited::monotonic;
 use crate::syscall::table::{self, Restart};
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::Regs;
+use std::time::Duration;
 
 /// Restart after any signal unless a handler without SA_RESTART runs.
 pub const ERESTARTSYS: i64 = -512;
@@ -43,6 +46,10 @@ fn returns_eintr(nr: u64) -> bool {
             | libc::SYS_semtimedop
             | libc::SYS_rt_sigtimedwait
             | libc::SYS_io_getevents
+            // When the rest of the time-out cannot be written where it was.
+            | libc::SYS_select
+            | libc::SYS_pselect6
+            | libc::SYS_ppoll
             | libc::SYS_recvfrom
             | libc::SYS_recvmsg
             | libc::SYS_recvmmsg
@@ -109,6 +116,35 @@ pub fn settle(regs: &mut Regs, blocking: impl FnOnce(i32) -> bool) -> Standing {
     // These calls end with EINTR when a handler runs and go on when none does: what -514 says.
     regs.set_rax(ERESTARTNOHAND as u64);
     standing
+}
+
+/// When the time-out that the call's arguments show began to count: it was interrupted now, after it had `waited`.
+pub fn since(regs: &Regs, raw: u64, waited: Option<Duration>) -> Option<i64> {
+    let now = monotonic();
+    let timeout = rest::timeout(regs.orig_rax(), &regs.args())?;
+    // Without a time-out these calls answer with -512.
+    if matches!(timeout, Timeout::Socket { .. }) && raw as i64 != EINTR {
+        return None;
+    }
+    // The arguments show the rest already.
+    if rest::writes_rest(regs.orig_rax()) && raw as i64 != EINTR {
+        return Some(now);
+    }
+    let waited = waited.unwrap_or_default();
+    Some(now.saturating_sub(i64::try_from(waited.as_nanos()).unwrap_or(0)))
+}
+
+/// Whether a call that starts again never waits: its time-out is zero. No signal may end it.
+pub fn brief(tid: i32, regs: &Regs) -> bool {
+    let args = regs.args();
+    let Some(timeout) = rest::timeout(regs.orig_rax(), &args) else {
+        return false;
+    };
+    let read = |at| {
+        let mut bytes = [0; 16];
+        ProcMem::guest(tid).read(at, &mut bytes).ok().map(|()| bytes)
+    };
+    rest::shown(timeout, &args, read).is_some_and(|time| time.is_zero())
 }
 
 #[cfg(test)]

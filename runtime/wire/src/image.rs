@@ -72,6 +72,9 @@ pub struct ThreadImage {
     pub seq: u64,
     /// True when call `seq` is still open at home: the thread re-issues it and the next agent binds it to the open call.
     pub in_flight: bool,
+    /// When the time-out that the arguments of the interrupted call show began to count, in nanoseconds of the body's monotonic clock;
+    /// none when the call has no relative time-out.
+    pub since: Option<i64>,
     /// CPU time consumed so far on all nodes, in nanoseconds.
     pub cpu_ns: u64,
 }
