@@ -141,11 +141,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap();
         std::fs::create_dir_all(dir.join("state/mosix/keys")).unwrap();
-        std::fs::create_dir(dir.join("work")).unwrap();
-        symlink("../state", dir.join("work/up")).unwrap();
-        symlink(dir.join("state/mosix/new"), dir.join("work/dangling")).unwrap();
-        symlink("loop", dir.join("work/loop")).unwrap();
-        symlink("/proc/self/cwd", dir.join("work/cwd")).unwrap();
+        std::fs::create_dir(dir.join("desk")).unwrap();
+        symlink("../state", dir.join("desk/up")).unwrap();
+        symlink(dir.join("state/mosix/new"), dir.join("desk/dangling")).unwrap();
+        symlink("loop", dir.join("desk/loop")).unwrap();
+        symlink("/proc/self/cwd", dir.join("desk/cwd")).unwrap();
         let secret = dir.join("state/mosix").as_os_str().as_bytes().to_vec();
         let walker = Walker::new(std::slice::from_ref(&secret));
         let me = std::process::id() as i32;
@@ -155,14 +155,14 @@ mod tests {
             Some(String::from_utf8(end).unwrap())
         };
         let whole = |path: &str| Some(dir.join(path).to_str().unwrap().to_owned());
-        assert_eq!(walk("work/up/mosix/keys"), whole("state/mosix/keys"));
-        assert_eq!(walk("work/../work/up/mosix/x/y"), whole("state/mosix/x/y"));
-        assert_eq!(walk("work/dangling"), whole("state/mosix/new"));
-        assert_eq!(walk("work/other"), whole("work/other"));
-        assert_eq!(walk("work/loop"), None);
-        assert_eq!(walk("work/cwd/x"), None);
+        assert_eq!(walk("desk/up/mosix/keys"), whole("state/mosix/keys"));
+        assert_eq!(walk("desk/../desk/up/mosix/x/y"), whole("state/mosix/x/y"));
+        assert_eq!(walk("desk/dangling"), whole("state/mosix/new"));
+        assert_eq!(walk("desk/other"), whole("desk/other"));
+        assert_eq!(walk("desk/loop"), None);
+        assert_eq!(walk("desk/cwd/x"), None);
         // Relative to a descriptor.
-        let open = std::fs::File::open(dir.join("work")).unwrap();
+        let open = std::fs::File::open(dir.join("desk")).unwrap();
         let end = walker.walk(me, open.as_raw_fd(), b"up/mosix").unwrap();
         assert_eq!(end, secret);
         assert_eq!(walker.walk(me, 1_000_000, b"x"), None);

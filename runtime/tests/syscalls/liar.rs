@@ -61,8 +61,8 @@ impl Liar {
         let state = dir.path().join("state/mosix");
         std::fs::create_dir_all(state.join("keys")).expect("folders");
         std::fs::write(state.join("keys/node.key"), "secret").expect("key");
-        std::fs::create_dir_all(dir.path().join("work/inner")).expect("folders");
-        std::fs::write(dir.path().join("work/notes"), "harmless").expect("file");
+        std::fs::create_dir_all(dir.path().join("desk/inner")).expect("folders");
+        std::fs::write(dir.path().join("desk/notes"), "harmless").expect("file");
         let program = mosix_sys::shared::memfd("mosix-stub", 0).expect("memfd");
         std::fs::File::from(program.try_clone().expect("dup"))
             .write_all(STUB_ELF)
@@ -242,7 +242,7 @@ fn calls_that_own_forbids_have_no_effect() {
 #[test]
 fn forbidden_files_are_reached_by_no_way() {
     let liar = Liar::new();
-    let (state, key, work) = (liar.at("state"), liar.at("state/mosix/keys/node.key"), liar.at("work"));
+    let (state, key, work) = (liar.at("state"), liar.at("state/mosix/keys/node.key"), liar.at("desk"));
     // Links that the program, or its user, made at home.
     symlink(&key, work.join("to-key")).unwrap();
     symlink(&state, work.join("to-state")).unwrap();
@@ -283,7 +283,7 @@ fn forbidden_files_are_reached_by_no_way() {
     let folder = liar.open(&path(&state)).expect("the folder above is not forbidden") as u64;
     let by = |name: &[u8]| liar.call(libc::SYS_openat, &[N(folder), B(name), N(0), N(0)]);
     assert_eq!(by(b"mosix/keys/node.key\0"), None);
-    assert_eq!(by(b"../work/to-state/mosix/x\0"), None);
+    assert_eq!(by(b"../desk/to-state/mosix/x\0"), None);
     liar.may("close", libc::SYS_close, &[N(folder)]);
     liar.may("chdir", libc::SYS_chdir, &[B(b"/proc/self\0")]);
     assert_eq!(liar.open(b"mem\0"), None);
@@ -316,14 +316,14 @@ fn forbidden_files_are_reached_by_no_way() {
     std::fs::write(other.join("node.key"), "own").unwrap();
     let fd = liar.open(b"mosix/node.key\0").expect("another folder of that name");
     assert_eq!(liar.read(fd), b"own");
-    liar.may("symlink", libc::SYS_symlink, &[B(b"../work/notes\0"), B(b"own\0")]);
+    liar.may("symlink", libc::SYS_symlink, &[B(b"../desk/notes\0"), B(b"own\0")]);
     assert!(liar.open(b"own\0").is_some_and(|fd| fd >= 0));
 }
 
 #[test]
 fn a_link_that_changes_under_way_opens_nothing_forbidden() {
     let liar = Liar::new();
-    let (work, state) = (liar.at("work"), liar.at("state/mosix/keys"));
+    let (work, state) = (liar.at("desk"), liar.at("state/mosix/keys"));
     std::fs::write(work.join("inner/node.key"), "own").unwrap();
     symlink("inner", work.join("a")).unwrap();
     symlink(&state, work.join("b")).unwrap();
@@ -364,7 +364,7 @@ fn a_link_that_changes_under_way_opens_nothing_forbidden() {
 #[test]
 fn sockets_of_mosix_and_of_services_are_reached_by_no_way() {
     let liar = Liar::new();
-    let (work, socket) = (liar.at("work"), liar.at("state/mosix/control.sock"));
+    let (work, socket) = (liar.at("desk"), liar.at("state/mosix/control.sock"));
     let _control = UnixListener::bind(&socket).unwrap();
     let _own = UnixListener::bind(work.join("own.sock")).unwrap();
     symlink(&socket, work.join("to-socket")).unwrap();
@@ -461,7 +461,7 @@ fn shapes_of_calls_that_lie_are_refused() {
     let relocs = place(&[16, 80, 128, 136]);
     let args = [0, 0, 2, 0, 0, 0];
     assert!(raw(libc::SYS_sendmmsg, args, relocs, messages.len() as u32, &messages).is_none());
-    let file = path(&liar.at("work/notes"));
+    let file = path(&liar.at("desk/notes"));
     let (mut call, payload) = liar.shape(libc::SYS_open, &[B(&file)]);
     call.relocs.push(Place::At(0));
     assert!(liar.send(call, &payload).is_none(), "a path whose letters change");
