@@ -3,7 +3,7 @@
 use super::build::Built;
 use super::depart::Departure;
 use super::serve;
-use super::shared::{BodyCalls, Shared};
+use super::shared::{BodyCalls, Command, Shared};
 use super::signals::{self, Delivery, Signals, settle_body};
 use crate::contract::commit::Host;
 use crate::process::enter::{Wait, enter};
@@ -15,7 +15,7 @@ use crate::syscall::table;
 use mosix_sys::notif::Answer;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event, Regs};
-use mosix_wire::ids::{NodeName, Pid};
+use mosix_wire::ids::{Epoch, NodeName, Pid};
 use mosix_wire::image::{FileRef, ProcessImage};
 use mosix_wire::link::{Destination, Exit};
 use std::collections::HashMap;
@@ -68,6 +68,8 @@ pub struct Process {
     pub fatal: Option<Exit>,
     /// Why something went wrong, for home.
     pub why: String,
+    /// An image of another agent that came before home's word about it, and since when.
+    pub early: Option<(Command, Epoch, Instant)>,
     /// Home has said that its source is gone: no new stream brings its image.
     pub last_stream: bool,
     /// The stream on which home wants it.
@@ -100,6 +102,7 @@ impl Process {
             },
             fatal: None,
             why: String::new(),
+            early: None,
             last_stream: false,
             way: None,
         }
@@ -163,6 +166,11 @@ impl Process {
                 Ok(false)
             }
         }
+    }
+
+    /// Nothing of it is here or on its way here.
+    pub fn is_idle(&self) -> bool {
+        self.state == Host::Absent && self.built.is_none() && self.incoming.is_none() && self.early.is_none()
     }
 
     /// Forgets a thread.

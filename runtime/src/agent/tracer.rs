@@ -38,6 +38,8 @@ const TICK: Duration = Duration::from_secs(1);
 const FIRST_CONTACT: Duration = Duration::from_secs(60);
 /// Lease until home says otherwise.
 const LEASE: Duration = Duration::from_secs(300);
+/// How long an image of another agent waits for home's word about it.
+const UNANNOUNCED: Duration = Duration::from_secs(60);
 
 type Effect = HostEffect<NodeName>;
 
@@ -238,6 +240,14 @@ impl Tracer {
                     self.refuse(pid, epoch, error);
                     return;
                 }
+                // Home's word may be slower than the image, on a link that is just being made anew.
+                let process = self.process(pid);
+                let expected = matches!(&process.state, Host::Expecting { epoch: now, .. } if *now == epoch);
+                let newer = process.state.epochs().is_none_or(|(_, newest)| newest < epoch);
+                if from.is_some() && !expected && newer && process.early.is_none() {
+                    process.early = Some((Command::Arrive { image, from, answer }, epoch, Instant::now()));
+                    return;
+                }
                 let place = from.map_or(Place::Home, Place::Node);
                 self.process(pid).incoming = Some((image, answer));
                 self.step(pid, HostEvent::Arrive(epoch, place));
@@ -315,10 +325,20 @@ impl Tracer {
                     self.hopeless(&from);
                 } else {
                     self.order(pid, Order::Expect { epoch, from });
+                    if let Some((early, ..)) = self.process(pid).early.take() {
+                        self.command(early);
+                    }
                 }
             }
             ToHost::Run { pid, epoch } => self.order(pid, Order::Run { epoch }),
-            ToHost::Drop { pid, epoch } => self.order(pid, Order::Drop { epoch }),
+            ToHost::Drop { pid, epoch } => {
+                if let Some(process) = self.processes.get_mut(&pid)
+                    && let Some((Command::Arrive { answer, .. }, ..)) = process.early.take_if(|early| early.1 <= epoch)
+                {
+                    let _ = answer.send(Err("home has given this move up".to_owned()));
+                }
+                self.order(pid, Order::Drop { epoch });
+            }
             ToHost::Depart { pid, epoch, to, .. } => {
                 let place = match &to {
                     Destination::Home => {
@@ -465,9 +485,7 @@ impl Tracer {
         for effect in effects {
             self.perform(pid, effect);
         }
-        let idle =
-            |process: &Process| process.state == Host::Absent && process.built.is_none() && process.incoming.is_none();
-        if self.processes.get(&pid).is_some_and(idle) {
+        if self.processes.get(&pid).is_some_and(Process::is_idle) {
             self.processes.remove(&pid);
         }
     }
@@ -729,7 +747,22 @@ impl Tracer {
 
     // ---- the clock
 
+    /// Refuses images that came unannounced and stay so.
+    fn late_words(&mut self) {
+        for process in self.processes.values_mut() {
+            let late = |early: &mut (Command, Epoch, Instant)| early.2.elapsed() > UNANNOUNCED;
+            if let Some((Command::Arrive { answer, .. }, epoch, _)) = process.early.take_if(late) {
+                let _ = answer.send(Err(format!(
+                    "home has said nothing of epoch {} of process {}",
+                    epoch.0, process.pid
+                )));
+            }
+        }
+        self.processes.retain(|_, process| !process.is_idle());
+    }
+
     fn tick(&mut self) {
+        self.late_words();
         let late = self.processes.values().filter(|process| process.signals.late);
         for pid in late.map(|process| process.pid).collect::<Vec<_>>() {
             self.late(pid);

@@ -174,6 +174,9 @@ impl HomeEngine {
                 if let Order::Run { .. } = order {
                     fault::at("home.commit");
                 }
+                if let Order::Depart { .. } = order {
+                    self.deadline(pid, TRANSFER);
+                }
                 self.order(pid, &node, order);
             }
             HomeEffect::SendHere { to, attempt } => {

@@ -204,7 +204,8 @@ impl<N: Clone + PartialEq> Host<N> {
     }
 
     /// The epoch of what is here, and the newest number that home has named to this copy.
-    fn epochs(&self) -> Option<(Epoch, Epoch)> {
+    #[must_use]
+    pub fn epochs(&self) -> Option<(Epoch, Epoch)> {
         match self {
             Self::Absent => None,
             Self::Expecting { epoch, .. } | Self::Building { epoch } | Self::Ready { epoch } => Some((*epoch, *epoch)),
