@@ -1,6 +1,7 @@
 //! Notification hazards: what a trapped call does when a signal, a death or a fork comes in between. Many runs each.
 
-use mosix_tests::{How, Lab, Program, guest, inputs, require};
+use mosix_tests::{Guest, How, Lab, Program, guest, inputs, require};
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 fn runs() -> usize {
@@ -45,4 +46,57 @@ fn a_go_program_with_its_own_signals() {
     require!(require::program("go"));
     let program = super::programs::go_program();
     hazard(&Program::new([program.into_os_string(), "20".into()]));
+}
+
+/// Starts a guest, moves it `before` times, and lets `act` happen while it moves once more, at another moment in each run.
+fn in_a_move(run: usize, args: &[&str], act: impl FnOnce(&mut Guest<'_>)) -> std::process::ExitStatus {
+    let lab = Lab::shared();
+    let period = Duration::from_millis(20);
+    let mut guest = Guest::start("death_signal", args, How::Moving { lab, period });
+    let before = run % 4;
+    guest.go_round(before);
+    let (pid, target) = (guest.pid().to_string(), ["n2", "n3", "home", "n2"][before]);
+    std::thread::scope(|scope| {
+        // It may end under the move's hands: what the move says then does not matter here.
+        scope.spawn(|| lab.node(1).mosix(&["migrate", &pid, target]));
+        std::thread::sleep(Duration::from_millis(run as u64 * 7 % 100));
+        act(&mut guest);
+        guest.end().status
+    })
+}
+
+/// A signal from home that comes in a move, or right after it, ends the program as it would natively.
+#[test]
+fn killed_in_a_move() {
+    require!(require::program("cc"));
+    for run in 0..runs() / 2 {
+        for number in [2, 9, 15, 6, 11] {
+            let status = in_a_move(run, &["wait"], |guest| {
+                guest.tell();
+                let signal = nix::sys::signal::Signal::try_from(number).unwrap();
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(guest.pid()), signal).unwrap();
+            });
+            assert_eq!(status.signal(), Some(number), "run {run}");
+        }
+    }
+}
+
+/// The same for signals that it brings upon itself.
+#[test]
+fn a_fatal_signal_in_a_move() {
+    require!(require::program("cc"));
+    let deaths: [(&[&str], i32); 6] = [
+        (&["segv"], 11),
+        (&["fpe"], 8),
+        (&["ill"], 4),
+        (&["abort"], 6),
+        (&["raise", "15"], 15),
+        (&["raise", "9"], 9),
+    ];
+    for run in 0..runs() / 2 {
+        for (args, number) in deaths {
+            let status = in_a_move(run, args, |guest| guest.tell());
+            assert_eq!(status.signal(), Some(number), "run {run}, {args:?}");
+        }
+    }
 }

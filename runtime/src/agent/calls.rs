@@ -14,6 +14,7 @@
 //!
 //! Locks: this one is taken alone, never while memory is read or a message is sent.
 
+use crate::process::restart::never_waits;
 use crate::syscall::marshal::Scatter;
 use mosix_sys::notif::Notification;
 use mosix_wire::call::{NEEDS_HOME, Reply};
@@ -280,7 +281,8 @@ impl Calls {
             }
             Some(Parked { sent, over: None, .. }) => {
                 waiting.cancelled = thread.due;
-                let cancel = thread.due.then_some((thread.tid, Seq(sent.seq)));
+                let end = thread.due && !never_waits(made.nr as u64, &made.args);
+                let cancel = end.then_some((thread.tid, Seq(sent.seq)));
                 waiting.sent = Some(sent);
                 thread.waiting = Some(waiting);
                 return Step::Again(cancel);
@@ -312,7 +314,8 @@ impl Calls {
                 waiting.cancelled = thread.due;
                 thread.seq = seq.0;
                 thread.arrived = None;
-                if thread.due { Going::Cancel } else { Going::Yes }
+                let end = thread.due && !never_waits(waiting.made.nr as u64, &waiting.made.args);
+                if end { Going::Cancel } else { Going::Yes }
             }
             _ => Going::No,
         }
@@ -456,6 +459,9 @@ impl Calls {
             // It is on its way, or one that the process comes home for: then they go with it.
             return Some(None);
         };
+        if never_waits(waiting.made.nr as u64, &waiting.made.args) {
+            return Some(None);
+        }
         let first = !waiting.cancelled;
         waiting.cancelled = true;
         Some(first.then_some(Seq(seq)))

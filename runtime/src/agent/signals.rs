@@ -43,13 +43,30 @@ const TOOK_EVERY: u64 = 16;
 /// Offset of uc_sigmask in the frame of a handler: return address, then ucontext's flags, link, stack and mcontext.
 const FRAME_MASK: u64 = 8 + 8 + 8 + 24 + 256;
 
+/// A signal that is not in the body's kernel yet.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// The thread for whose call's end it waits; none: for the body to run again.
+    waits_for: Option<Tid>,
+    /// The thread that it is for; none: the process. Its place among the kernel's pending signals follows from this.
+    to: Option<Tid>,
+    info: RawSigInfo,
+}
+
+impl Due {
+    fn new(to: Option<Tid>, info: RawSigInfo) -> Self {
+        let waits_for = None;
+        Self { waits_for, to, info }
+    }
+}
+
 /// Signals on their way to one body.
 #[derive(Debug, Default)]
 pub struct Signals {
     /// What the body has of home's signals.
     pub inbox: Inbox,
-    /// Wait for the end of a call of that thread, or for the body to run again.
-    due: Vec<(Option<Tid>, RawSigInfo)>,
+    /// Wait for the end of a call, or for the body to run again.
+    due: Vec<Due>,
     /// Some of them could not be placed: to be tried again.
     pub late: bool,
     /// Threads whose call ended with a restart code that means what it says.
@@ -64,7 +81,7 @@ impl Signals {
         let mut carve = |pending: &mut Vec<SigInfo>, tid: Option<Tid>, mask: u64| {
             pending.retain(|info| match RawSigInfo::try_from(info.0.as_slice()) {
                 Ok(info) if mask & bit(number(&info)) == 0 => {
-                    due.push((tid, info));
+                    due.push(Due::new(tid, info));
                     false
                 }
                 _ => true,
@@ -96,12 +113,12 @@ impl Signals {
 
     /// Whether something waits for the end of this thread's call.
     pub fn has_due(&self, tid: Option<Tid>) -> bool {
-        self.due.iter().any(|(whose, _)| *whose == tid)
+        self.due.iter().any(|due| tid.is_some() && due.waits_for == tid)
     }
 
     /// What was not delivered: the thread it is for, or the process, and siginfo.
     pub fn undelivered(&self) -> Vec<(Option<Tid>, RawSigInfo)> {
-        self.due.clone()
+        self.due.iter().map(|due| (due.to, due.info)).collect()
     }
 }
 
@@ -232,7 +249,7 @@ pub fn from_home(
         return None;
     }
     if process.frozen.is_some() {
-        process.signals.due.push((tid, info));
+        process.signals.due.push(Due::new(tid, info));
         return None;
     }
     raise(shared, process, tid, info)
@@ -240,8 +257,8 @@ pub fn from_home(
 
 /// Delivers what waited while the body stood still.
 pub fn catch_up(shared: &Shared, process: &mut Process) -> Option<Exit> {
-    for (tid, info) in std::mem::take(&mut process.signals.due) {
-        if let Some(how) = raise(shared, process, tid, info) {
+    for due in std::mem::take(&mut process.signals.due) {
+        if let Some(how) = raise(shared, process, due.to, due.info) {
             return Some(how);
         }
     }
@@ -264,8 +281,12 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
     });
     let Some((host, masks)) = taker else {
         // Nobody takes it now: it is pending, in the body's own kernel.
-        let queued = queue_to_self(shared, process, tid.and(candidates.first().copied()), &info);
-        process.placed(tid, info, queued);
+        let host = match (tid, &process.built) {
+            (None, Some(built)) => built.body.pid,
+            _ => candidates.first().copied()?,
+        };
+        let queued = queue_to_self(shared, process, host, tid.is_some(), &info);
+        process.placed(Due::new(tid, info), queued);
         return None;
     };
     if masks.caught & bit(signal) == 0 {
@@ -282,10 +303,14 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
             }),
         };
     }
-    let home = calls.calls.home_tid(host);
     if let Some(cancel) = calls.calls.wait_for_call(host) {
-        process.signals.due.push((home, info));
-        if let (Some(seq), Some(tid)) = (cancel, home) {
+        let waits_for = calls.calls.home_tid(host);
+        process.signals.due.push(Due {
+            waits_for,
+            to: tid,
+            info,
+        });
+        if let (Some(seq), Some(tid)) = (cancel, waits_for) {
             shared.tell(
                 &ToHome::Cancel {
                     pid: calls.pid,
@@ -297,8 +322,9 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
             );
         }
     } else {
-        let queued = queue_to_self(shared, process, Some(host), &info);
-        process.placed(home, info, queued);
+        // The thread that it is to reach queues it: still in the kernel's hands, it is the first that can take it.
+        let queued = queue_to_self(shared, process, host, tid.is_some(), &info);
+        process.placed(Due::new(tid, info), queued);
     }
     None
 }
@@ -369,17 +395,17 @@ pub fn call_over(process: &mut Process, host: i32, result: i64) -> io::Result<()
         return Ok(());
     };
     let tid = calls.calls.home_tid(host);
-    let infos = process.signals.take_due(tid);
+    let due = process.signals.take_due(tid);
     let answer = match result {
         // The deadline is home's; a handler ends such a call with EINTR whatever its flags, and without one it goes on.
-        ERESTART_RESTARTBLOCK if infos.is_empty() => ERESTARTNOINTR,
+        ERESTART_RESTARTBLOCK if due.is_empty() => ERESTARTNOINTR,
         ERESTART_RESTARTBLOCK => EINTR,
         -515 => ERESTARTNOINTR,
         other => other,
     };
     serve::send(&calls, host, id, Answer::Result(answer));
     if let Err(error) = process.wait_stop(host) {
-        process.signals.due.extend(infos.into_iter().map(|info| (tid, info)));
+        process.signals.due.extend(due);
         process.signals.late = true;
         return Err(error);
     }
@@ -389,12 +415,12 @@ pub fn call_over(process: &mut Process, host: i32, result: i64) -> io::Result<()
         ptrace::set_sigmask(host, during)?;
     }
     process.signals.coded.retain(|other| *other != host);
-    if infos.iter().any(|info| during & bit(number(info)) == 0) {
+    if due.iter().any(|due| during & bit(number(&due.info)) == 0) {
         process.signals.coded.push(host);
     }
-    for info in infos {
-        let queued = queue_stopped(process, host, true, &info);
-        process.placed(tid, info, queued);
+    for due in due {
+        let queued = queue_stopped(process, host, due.to.is_some(), &due.info);
+        process.placed(due, queued);
     }
     if mask.is_some() {
         under_mask(process, host, old)?;
@@ -424,26 +450,27 @@ fn in_handler(regs: &ptrace::Regs) -> bool {
 
 impl Signals {
     /// What waits for the end of this thread's call.
-    fn take_due(&mut self, tid: Option<Tid>) -> Vec<RawSigInfo> {
-        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.due)
+    fn take_due(&mut self, tid: Option<Tid>) -> Vec<Due> {
+        let (now, later) = std::mem::take(&mut self.due)
             .into_iter()
-            .partition(|(whose, _)| *whose == tid);
+            .partition(|due| tid.is_some() && due.waits_for == tid);
         self.due = later;
-        now.into_iter().map(|(_, info)| info).collect()
+        now
     }
 }
 
 impl Process {
     /// A signal was queued, or could not be: then it is tried again, unless nobody is left to take it.
-    fn placed(&mut self, tid: Option<Tid>, info: RawSigInfo, result: io::Result<()>) {
+    fn placed(&mut self, due: Due, result: io::Result<()>) {
+        let signal = number(&due.info);
         match result {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                tracing::debug!(pid = %self.pid, signal = number(&info), "nobody is left for a signal");
+                tracing::debug!(pid = %self.pid, signal, "nobody is left for a signal");
             }
             Err(error) => {
-                tracing::warn!(pid = %self.pid, signal = number(&info), %error, "a signal has to wait");
-                self.signals.due.push((tid, info));
+                tracing::warn!(pid = %self.pid, signal, %error, "a signal has to wait");
+                self.signals.due.push(due);
                 self.signals.late = true;
             }
         }
@@ -474,17 +501,18 @@ impl Process {
 }
 
 /// Makes the body queue a signal to itself: to a thread of it, or to the process. Only so may siginfo say anything.
-fn queue_to_self(shared: &Shared, process: &mut Process, thread: Option<i32>, info: &RawSigInfo) -> io::Result<()> {
-    let host = match (thread, &process.built) {
-        (Some(thread), _) => thread,
-        (None, Some(built)) => built.body.pid,
-        (None, None) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
-    };
+fn queue_to_self(
+    shared: &Shared,
+    process: &mut Process,
+    host: i32,
+    to_thread: bool,
+    info: &RawSigInfo,
+) -> io::Result<()> {
     let sleeper = process.sleeper(host);
     process.stop_thread(shared, host, LIMIT)?;
     let stopped = FrozenThread::take(host, sleeper, |regs| settle_body(process, host, regs))?;
     put_back(&stopped)?;
-    let queued = queue_stopped(process, host, thread.is_some(), info);
+    let queued = queue_stopped(process, host, to_thread, info);
     process.go_on_alone(stopped)?;
     queued
 }

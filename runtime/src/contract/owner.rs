@@ -64,11 +64,12 @@ impl<S> Outbox<S> {
 pub struct Inbox(pub u64);
 
 impl Inbox {
-    /// Whether a signal with this number is a new one: then the body must get it, and its number is the last.
+    /// Whether a signal with this number is the next one: then the body must get it. Not one that it has, and not one after a gap: what is
+    /// missing was sent when nobody could take it, and comes again before this one does.
     pub fn admit(&mut self, number: u64) -> bool {
-        let new = number > self.0;
-        self.0 = self.0.max(number);
-        new
+        let next = number == self.0 + 1;
+        self.0 += u64::from(next);
+        next
     }
 }
 
@@ -85,6 +86,7 @@ mod tests {
         let image = inbox;
         assert!(inbox.admit(2), "after the capture: lost with the old body");
         let mut inbox = image;
+        assert!(!inbox.admit(3), "sent to the new body before what the old one has lost");
         let again: Vec<_> = outbox
             .kept()
             .map(|(number, signal)| (inbox.admit(number), *signal))

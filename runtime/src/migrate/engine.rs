@@ -136,11 +136,18 @@ impl HomeEngine {
             }
             drop(gate);
             tracing::debug!(pid, state = ?process.state, ?effects, "stepped");
+            let heard = before.clone();
             self.sync_gate(pid, before);
             for effect in effects {
                 self.perform(cx, pid, effect, &mut events);
             }
             self.ask_again(pid);
+            // To whoever may make calls now, before anything newer. One who does not run yet does not take them, and gets them once more.
+            let accepted = |process: &Process| process.state.accepted().map(|(node, epoch)| (node.clone(), epoch));
+            let now = self.processes.get(&pid).and_then(accepted);
+            if now.is_some() && now != heard {
+                self.flush(pid);
+            }
             self.settle(cx, pid);
         }
         self.retry(cx);
@@ -385,7 +392,7 @@ impl Engine for HomeEngine {
                     && process.state.accepted().is_none()
                     && process.lingering.contains_key(&ended.tid)
                 {
-                    home::lingered(process, ended);
+                    home::lingered(process, ended.tid, Some(ended));
                 }
             }
         }

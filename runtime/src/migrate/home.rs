@@ -25,6 +25,7 @@ use mosix_sys::ptrace::{self, Regs};
 use mosix_wire::call::NEEDS_HOME;
 use mosix_wire::ids::{Pid, Seq, Tid};
 use mosix_wire::image::{FileRef, ProcessImage, SigInfo, ThreadImage};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -167,12 +168,14 @@ pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), Retu
     let deputy = process.deputy.clone().ok_or(ReturnError::Threads(pid))?;
     let window = deputy.window();
     let mut posted = Vec::new();
+    let mut undressed = HashSet::new();
     for thread in &image.threads {
         let tid = thread.tid.0;
         let Some(slot) = deputy.slot(tid) else {
             return Err(ReturnError::Threads(pid));
         };
         if deputy.open(tid).is_some() {
+            undressed.insert(tid);
             continue;
         }
         let (ops, bytes) = thread_state(slot, thread);
@@ -186,11 +189,9 @@ pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), Retu
     for (slot, ops) in &posted {
         window.finish(*slot, ops, deadline).map_err(failed)?;
     }
-    for thread in image
-        .threads
-        .iter()
-        .filter(|thread| deputy.open(thread.tid.0).is_none())
-    {
+    process.undressed = undressed;
+    let dressed = |thread: &&ThreadImage| !process.undressed.contains(&thread.tid.0);
+    for thread in image.threads.iter().filter(dressed) {
         if let Some(slot) = deputy.slot(thread.tid.0) {
             queue_pending(window, slot, image.pid, thread).map_err(failed)?;
         }
@@ -233,15 +234,23 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
         } else if let Some((reply, payload)) = deputy.answered(tid) {
             // A call that no host may have made is made now.
             let executed = reply.result != NEEDS_HOME;
-            native(process, thread, executed.then_some(Ended { tid, reply, payload }));
+            let ended = executed.then_some(Ended { tid, reply, payload });
+            if process.undressed.contains(&tid) {
+                // It ended after the others were dressed.
+                process.lingering.insert(tid, thread.clone());
+                lingered(process, tid, ended);
+            } else {
+                native(process, thread, ended);
+            }
         } else {
             let mut thread = thread.clone();
-            if !open {
-                // They are in the kernel's hands already.
+            if !process.undressed.contains(&tid) {
+                // They are the kernel's already.
                 thread.pending.clear();
             }
-            process.lingering.insert(tid, thread.clone());
-            if let Err(error) = relax(process, tid, &thread) {
+            let mask = thread.mask;
+            process.lingering.insert(tid, thread);
+            if let Err(error) = relax(process, tid, mask) {
                 tracing::debug!(tid, %error, "thread is gone");
             }
         }
@@ -302,6 +311,7 @@ fn go_on_waiting(process: &mut Process, image: &ProcessImage) -> Vec<i32> {
 /// A thread is no longer this tracer's.
 fn free(process: &mut Process, tid: i32) {
     process.held.remove(&tid);
+    process.interrupted.remove(&tid);
     process.lingering.remove(&tid);
     if let Some(deputy) = &process.deputy {
         deputy.leave(tid);
@@ -309,10 +319,10 @@ fn free(process: &mut Process, tid: i32) {
 }
 
 /// A lingering thread takes signals by its own mask. It still dies with the tracer, which alone can lead it out of the stub.
-fn relax(process: &mut Process, tid: i32, thread: &ThreadImage) -> io::Result<()> {
+fn relax(process: &mut Process, tid: i32, mask: u64) -> io::Result<()> {
     keep(process, tid)?;
     ptrace::set_options(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL)?;
-    ptrace::set_sigmask(tid, thread.mask)?;
+    ptrace::set_sigmask(tid, mask)?;
     go_on(process, tid)
 }
 
@@ -348,8 +358,7 @@ pub fn native(process: &mut Process, thread: &ThreadImage, ended: Option<Ended>)
 }
 
 /// The open call of a lingering thread has ended: the thread is native again.
-pub fn lingered(process: &mut Process, ended: Ended) {
-    let tid = ended.tid;
+pub fn lingered(process: &mut Process, tid: i32, ended: Option<Ended>) {
     // It executes what follows with all signals blocked: one that stopped it would wait for this thread, and this thread for it.
     let shut = keep(process, tid)
         .and_then(|()| ptrace::set_sigmask(tid, u64::MAX))
@@ -371,7 +380,7 @@ pub fn lingered(process: &mut Process, ended: Ended) {
             tracing::warn!(pid = process.pid, %error, "thread state not restored");
         }
     }
-    native(process, &thread, Some(ended));
+    native(process, &thread, ended);
 }
 
 /// A signal is due for a lingering thread stopped at its delivery: its call is ended, and the signal waits, with what waited before it,
@@ -428,7 +437,8 @@ pub fn give_back(process: &mut Process) {
             Some(thread) => {
                 thread.pending.push(info);
                 // At the stop that follows its call is ended, if that is due.
-                let _ = ptrace::interrupt(thread.tid.0);
+                let tid = thread.tid.0;
+                let _ = super::signals::interrupt(process, tid);
             }
             None => {
                 let _ = match tid {

@@ -144,6 +144,10 @@ pub struct Process {
     pub stopped: Option<i32>,
     /// Signals for the body: the thread, or the process, and siginfo.
     pub signals: Outbox<(Option<i32>, SigInfo)>,
+    /// Threads of a returning body whose own state waits for the end of their calls.
+    pub undressed: HashSet<i32>,
+    /// Threads that are to stop because somebody asked, and have not yet.
+    pub interrupted: HashSet<i32>,
     /// When to look again at threads whose calls are to end.
     pub again: Option<Instant>,
     /// Stop signals that came while their thread was held: raised again when it is not.
@@ -183,6 +187,8 @@ impl Process {
             dying: None,
             stopped: None,
             signals: Outbox::default(),
+            undressed: HashSet::new(),
+            interrupted: HashSet::new(),
             again: None,
             stops: Vec::new(),
             open: false,

@@ -7,7 +7,9 @@
 use super::process::Process;
 use crate::deputy::Deputy;
 use crate::process::freeze::wait_for;
-use crate::process::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, take_back};
+use crate::process::restart::{
+    EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, never_waits, take_back,
+};
 use mosix_sys::ptrace::{self, Event, RawSigInfo};
 use mosix_wire::image::{SigInfo, ThreadImage};
 use mosix_wire::link::Exit;
@@ -96,7 +98,7 @@ pub fn cancel(tid: i32, open: u32) -> io::Result<bool> {
     take_back(tid, &mut regs);
     let (nr, result) = (regs.orig_rax() as i64, regs.rax() as i64);
     let inside = nr >= 0 && (nr == i64::from(open) || nr == libc::SYS_restart_syscall);
-    if inside && (restarts(result) || result == EINTR) {
+    if inside && (restarts(result) || result == EINTR) && !never_waits(regs.orig_rax(), &regs.args()) {
         // Without a call number the kernel does not restart it: the stub sees the code as the result.
         regs.set_orig_rax(u64::MAX);
     }
@@ -115,8 +117,26 @@ pub fn look_again(process: &mut Process) {
     process.again = None;
     let due = |(tid, thread): (&i32, &ThreadImage)| super::home::is_due(process.pid, thread).then_some(*tid);
     let lingering = process.lingering.iter().filter_map(due);
-    for tid in process.cancels.keys().copied().chain(lingering) {
+    for tid in process.cancels.keys().copied().chain(lingering).collect::<Vec<_>>() {
         // One that is gone waits for nothing.
+        let _ = interrupt(process, tid);
+    }
+}
+
+/// Asks a thread to stop; its stop comes as an event. Asked twice it would stop twice, the second time for whoever waits for something else.
+///
+/// # Errors
+/// When the thread is gone.
+pub fn interrupt(process: &mut Process, tid: i32) -> io::Result<()> {
+    if process.interrupted.insert(tid) {
+        ptrace::interrupt(tid)?;
+    }
+    Ok(())
+}
+
+/// A thread stands for a signal, which takes away that it was asked to stop: it is asked again, before it goes on.
+pub fn renew(process: &Process, tid: i32) {
+    if process.interrupted.contains(&tid) {
         let _ = ptrace::interrupt(tid);
     }
 }
@@ -133,7 +153,12 @@ pub fn later(process: &mut Process) {
 /// `ESRCH` when it ended, `TimedOut` when it does not stop.
 pub fn hold(process: &mut Process, tid: i32) -> io::Result<Vec<(Option<i32>, SigInfo)>> {
     let mut taken = Vec::new();
-    ptrace::interrupt(tid)?;
+    if !process.interrupted.remove(&tid) {
+        ptrace::interrupt(tid)?;
+    } else if process.cancels.contains_key(&tid) || process.lingering.contains_key(&tid) {
+        // This stop was somebody else's, who is to get another.
+        later(process);
+    }
     let deadline = Instant::now() + LIMIT;
     loop {
         let event = wait_for(tid, deadline)?.ok_or(io::ErrorKind::TimedOut)?;
@@ -237,6 +262,7 @@ fn handle(process: &mut Process, tid: i32, event: Event) -> io::Result<Outcome> 
     match event {
         Event::Exited(_) | Event::Killed(..) => Ok(Outcome::Ended),
         Event::Signal(signal) => {
+            renew(process, tid);
             if let Some(how) = process.dying {
                 ptrace::cont(tid, deadly(how, signal))?;
                 return Ok(Outcome::Done);
@@ -253,6 +279,7 @@ fn handle(process: &mut Process, tid: i32, event: Event) -> io::Result<Outcome> 
             ))
         }
         Event::Stop(libc::SIGTRAP) => {
+            process.interrupted.remove(&tid);
             let cancelled = process.cancels.get(&tid).copied();
             match (cancelled, deputy.as_deref().and_then(|deputy| deputy.open(tid))) {
                 (Some(seq), Some(open)) if open.seq == seq && !open.brief => {

@@ -66,6 +66,15 @@ fn returns_eintr(nr: u64) -> bool {
     )
 }
 
+/// Whether a call only looks, and returns at once: a signal that comes meanwhile is none that ended it.
+pub fn never_waits(nr: u64, args: &[u64; 6]) -> bool {
+    match nr as i64 {
+        libc::SYS_poll => args[2] as i32 == 0,
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => args[3] as i32 == 0,
+        _ => false,
+    }
+}
+
 /// Takes back a restart that the kernel has decided but the thread has not executed: stopped once more before its call's instruction, it
 /// shows the call's number where a result would be, and a write, number 1, would seem to have written one byte.
 pub fn take_back(tid: i32, regs: &mut Regs) {
@@ -94,6 +103,11 @@ pub fn settle(regs: &mut Regs, blocking: impl FnOnce(i32) -> bool) -> Standing {
     let (nr, result) = (regs.orig_rax(), regs.rax() as i64);
     if (nr as i64) < 0 {
         return Standing::User;
+    }
+    if result == ERESTARTNOHAND && never_waits(nr, &regs.args()) {
+        // It was met on its way through: no handler could natively have ended it.
+        regs.set_rax(ERESTARTNOINTR as u64);
+        return Standing::Again;
     }
     let standing = match result {
         ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => return Standing::Again,

@@ -73,7 +73,7 @@ impl HomeEngine {
                         .is_some_and(|open| open.seq == seq)
                 {
                     process.cancels.insert(tid.0, seq);
-                    let _ = ptrace::interrupt(tid.0);
+                    let _ = signals::interrupt(process, tid.0);
                 }
                 return;
             }
@@ -338,6 +338,7 @@ impl HomeEngine {
             return;
         };
         process.held.remove(&tid);
+        process.interrupted.remove(&tid);
         process.lingering.remove(&tid);
         if let Some(deputy) = &process.deputy {
             deputy.leave(tid);
@@ -379,6 +380,11 @@ impl HomeEngine {
             return;
         }
         let deputy = process.deputy.clone();
+        match event {
+            Event::Signal(_) => signals::renew(process, tid),
+            Event::Stop(_) => _ = process.interrupted.remove(&tid),
+            _ => {}
+        }
         let done = match event {
             Event::Signal(signal) if signals::ignored(pid, signal) => signals::go_on(tid, deputy.as_deref()),
             Event::Signal(_) => home::interrupted(process, tid),
