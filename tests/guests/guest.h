@@ -130,12 +130,12 @@ static inline void reap(pid_t child)
 	CHECK(status == 0, "the helper ended with status %#x", status);
 }
 
-/* A time-out that was 0.1 s off, or early, was not kept. */
+/* Early, a time-out was not kept. Late, it may have passed while the process stood still for a move: one that began again is later. */
 static inline void check_elapsed(const char *what, double begin, double wanted)
 {
 	double took = now(CLOCK_MONOTONIC) - begin;
 	CHECK(took >= wanted - 0.002, "%s ended early: %.3f s instead of %.3f", what, took, wanted);
-	CHECK(took <= wanted + 0.1, "%s ended late: %.3f s instead of %.3f", what, took, wanted);
+	CHECK(took <= wanted + 0.25, "%s ended late: %.3f s instead of %.3f", what, took, wanted);
 }
 
 static inline uint64_t mix(uint64_t x)

@@ -22,10 +22,37 @@ fn home(name: &str) {
     guest.pass();
 }
 
+/// What remains of the time-outs: they end when they should, but nobody sees it while the process stands still.
+const LATE: &str =
+    "a time-out that passes during a move is seen after it, on an overloaded machine more than 0.25 s late";
+
+/// Guests that still show a difference when they move, with what is known of it. The list only shrinks.
+const GAPS: &[(&str, &str)] = &[
+    ("epoll_wait", LATE),
+    ("futex_timeout", LATE),
+    (
+        "interval_timer",
+        "a poll with timeout 0 may see EINTR under an interval timer",
+    ),
+    ("ipc_timeout", LATE),
+    ("poll_wait", LATE),
+    ("select_wait", LATE),
+    ("sigtimedwait", LATE),
+    ("sleep_exact", LATE),
+    ("socket_timeout", LATE),
+];
+
 /// The same with moves before it is told to go on: so that what follows happens on n2, on n3, at home again, and on n2 after
 /// two rounds.
-fn moving(name: &str) {
+fn moving(name: &'static str) {
     require!(require::program("cc"));
+    match GAPS.iter().find(|(gap, _)| *gap == name) {
+        Some((_, why)) => require::known_gap(why, || move_round(name)),
+        None => move_round(name),
+    }
+}
+
+fn move_round(name: &str) {
     for times in [1, 2, 3, 7] {
         let mut guest = Guest::start(
             name,
@@ -53,7 +80,8 @@ macro_rules! guests {
 guests! {
     accept_server big_io blocked_pipe_read blocked_pipe_write brk_growth counter dirty_pages eintr epoll_wait exec_away
     fds_kept fork_away fpu_registers futex_timeout hazard_loop identity interval_timer ipc_timeout lock_wait maps_change
-    mmap_file poll_wait semop sigaltstack signals_queued signals_stream sigtimedwait sleep_exact socket_timeout stack_growth thread_exit threads_futex vdso_time wait_child
+    mmap_file poll_wait select_wait semop sigaltstack signals_queued signals_stream sigtimedwait sleep_exact
+    socket_timeout stack_growth thread_exit threads_futex vdso_time wait_child
 }
 
 /// Each way of running, away or not.

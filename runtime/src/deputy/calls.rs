@@ -76,6 +76,10 @@ struct Record {
 }
 
 #[derive(Default)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each thread; a box would cost each call an allocation"
+)]
 enum State {
     #[default]
     Idle,

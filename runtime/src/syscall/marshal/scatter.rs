@@ -2,7 +2,7 @@
 
 use super::Ids;
 use crate::syscall::memory::GuestMemory;
-use mosix_wire::call::{Output, Reply};
+use mosix_wire::call::{Extent, Output, Reply};
 
 /// Where one output goes in the guest.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,7 +74,7 @@ impl Scatter {
         }
         let mut rest = payload;
         let mut fault = false;
-        for (&len, piece) in reply.lengths.iter().zip(&self.pieces) {
+        for ((&len, piece), output) in reply.lengths.iter().zip(&self.pieces).zip(&self.outputs) {
             let (mut bytes, tail) = rest.split_at(len as usize);
             rest = tail;
             if piece.above.is_some_and(|index| reply.result <= i64::from(index)) {
@@ -85,7 +85,8 @@ impl Scatter {
                 let (now, later) = bytes.split_at(step);
                 bytes = later;
                 if !now.is_empty() && mem.write(addr, now).is_err() {
-                    fault = true;
+                    // The rest of a time-out in read-only memory: the kernel does not mind either.
+                    fault |= output.extent != Extent::Always;
                     break;
                 }
             }
