@@ -39,7 +39,7 @@ pub(super) const ROWS: &[Row] = &[
     home(97, "getrlimit", &[Int, Out(Fixed(16))], Restart::None),
     home(98, "getrusage", &[Int, Out(Fixed(144))], Restart::None)
         .both()
-        .note("the agent adds the body's CPU time and faults to home's answer (RUSAGE_SELF and RUSAGE_THREAD)"),
+        .note("home's side alone: CPU time and faults on hosts are missing"),
     home(99, "sysinfo", &[Out(Fixed(112))], Restart::None).note("describes home"),
     comes_home(101, "ptrace", Restart::None, "a tracer stays at home"),
     home(102, "getuid", &[], Restart::None),
@@ -118,9 +118,7 @@ pub(super) const ROWS: &[Row] = &[
     .partial("known options are forwarded, others (seccomp, dumpable, PR_SET_MM …) come home"),
     home(160, "setrlimit", &[Int, In(Fixed(16))], Restart::None)
         .both()
-        .note(
-            "the agent applies STACK, DATA, AS, CPU and FSIZE to the body as well, where the host's admission allows",
-        ),
+        .note("holds for what home does; a body keeps the limits that its host gave it"),
     home(
         302,
         "prlimit64",

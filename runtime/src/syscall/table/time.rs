@@ -38,7 +38,7 @@ pub(super) const ROWS: &[Row] = &[
     native(96, "gettimeofday", &[Addr, Addr], Restart::None),
     home(100, "times", &[Out(Fixed(32))], Restart::None)
         .both()
-        .note("the agent adds the body's CPU time to home's answer"),
+        .note("home's side alone: CPU time on hosts is missing"),
     comes_home(159, "adjtimex", Restart::None, "sets the machine's clock"),
     comes_home(164, "settimeofday", Restart::None, "sets the machine's clock"),
     native(201, "time", &[Addr], Restart::None),
