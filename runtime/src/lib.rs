@@ -14,3 +14,4 @@ pub mod node;
 pub mod process;
 pub mod supervisor;
 pub mod syscall;
+pub mod transfer;

@@ -4,10 +4,12 @@ use mosix_loader::script::STUB_ELF;
 use mosix_runtime::process::capture::{self, capture};
 use mosix_runtime::process::freeze::{Frozen, freeze, put_back};
 use mosix_runtime::process::inject::{has_window, inject};
+use mosix_runtime::process::landing::Landing;
 use mosix_runtime::process::layout::{Pages, of_home, runs, vdso};
+use mosix_runtime::process::maps;
 use mosix_runtime::process::materialise::{Body, stop_all};
+use mosix_runtime::process::memory::{Batch, Feed};
 use mosix_runtime::process::window::Window;
-use mosix_runtime::process::{maps, memory};
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event};
 use mosix_wire::ids::{Epoch, Nonce, Pid};
@@ -39,7 +41,7 @@ fn take(pid: i32) -> (ProcessImage, Window, Frozen) {
     let frozen = freeze(pid, &[], Duration::from_secs(2)).expect("freezes");
     let before = maps::read(pid).expect("maps");
     let window = inject(&frozen, &before).expect("injects");
-    assert!(has_window(pid).expect("maps"));
+    assert!(has_window(&mosix_runtime::process::maps::read(pid).expect("maps")));
     let slots: Vec<u32> = (0..frozen.threads.len() as u32).collect();
     let captured = capture(&frozen, &window, &slots, |tid| tid).expect("captures");
     let layout = of_home(pid, &before, |_| true).expect("can move");
@@ -132,9 +134,16 @@ fn body_is_built_again() {
     body.map(&plain, |_| -1).expect("maps");
     let to = body.memory().expect("memory");
     let from = ProcMem::force(pid).expect("mem");
-    memory::read(&from, &runs, |at, bytes| to.write(at, bytes)).expect("pages");
+    let (feed, mut batch) = (Feed::new(&from, &runs), Batch::default());
+    let landing = Landing::new(to, image.vmas.clone());
+    while feed.next(&mut batch).expect("pages") {
+        landing.take(&batch.runs, &batch.payload().concat()).expect("written");
+    }
     let vdso = image.vdso.as_ref().expect("vdso");
-    to.write(vdso.base, &vdso.text).expect("vdso text");
+    body.memory()
+        .expect("memory")
+        .write(vdso.base, &vdso.text)
+        .expect("vdso text");
     body.dress(&plain, &[]).expect("dresses");
     body.set_registers(&plain).expect("registers");
     body.release(&[]).expect("release");

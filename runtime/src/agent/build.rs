@@ -9,13 +9,14 @@
 //! Runs on the tracer thread. Every failure kills what exists.
 
 use super::ahead::WILD;
-use super::birth::{self, BirthError, blank};
+use super::birth::{self, BirthError, Blank, blank};
 use super::calls::{Calls, NewThread};
 use super::nest::{self, Nest};
 use super::shared::{BodyCalls, Shared, lock};
 use super::verify::{self, Unsafe};
 use crate::cpu;
 use crate::process::materialise::{Body, BuildError};
+use crate::process::phases::Phases;
 use crate::process::window::BUFFERS;
 use crate::syscall::decide::{Decision, decide};
 use crate::syscall::{filter, table};
@@ -26,12 +27,13 @@ use mosix_sys::notif::{Answer, Listener};
 use mosix_sys::process::kill;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace;
-use mosix_wire::image::ProcessImage;
+use mosix_wire::ids::{Epoch, Pid, Tid};
+use mosix_wire::image::{Clocks, FileRef, ProcessImage};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 /// Draws of the address space before a collision with the node's own vDSO is given up.
@@ -41,6 +43,8 @@ const FILES_AT: i32 = 4;
 /// Version of capset(2)'s structures with two words of each set.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 const SYS_MSEAL: i64 = 462;
+/// How far the clocks of an image may be ahead of those of a process that was prepared for it: less than the rest of the building takes.
+const AHEAD: Duration = Duration::from_millis(2);
 
 /// Why there is no body. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +78,9 @@ pub enum ArrivalError {
         /// In which direction.
         which: &'static str,
     },
+    /// Nobody could look at its threads.
+    #[error("a thread that was to look at the body is gone")]
+    Blind,
     /// The kernel refused something.
     #[error("{what}: {error}")]
     Os {
@@ -83,6 +90,8 @@ pub enum ArrivalError {
         error: io::Error,
     },
 }
+
+type Look = Result<Vec<(i32, i32)>, Unsafe>;
 
 fn os<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> ArrivalError {
     move |error| ArrivalError::Os {
@@ -106,7 +115,86 @@ pub struct Built {
     pub vdso: Option<(u64, Patched)>,
 }
 
-/// Makes the process and its memory map; gives the body and where its pages go.
+/// A process for a body whose image is still to come: made while the program still runs where it is.
+#[derive(Debug)]
+pub struct Prepared {
+    body: Body,
+    epoch: Epoch,
+    /// Its threads.
+    threads: Vec<Tid>,
+    /// What lies on its descriptors.
+    files: Vec<FileRef>,
+    /// Its clocks less this node's.
+    ahead: (i64, i64),
+}
+
+impl Prepared {
+    /// Makes a process for the image of `pid` and `epoch`, which will have these files, with home's clocks as they are known here.
+    ///
+    /// # Errors
+    /// Everything that can go wrong, with nothing left.
+    pub fn new(
+        shared: &Shared,
+        nest: &Nest,
+        program: &OwnedFd,
+        (pid, epoch): (Pid, Epoch),
+        (files, threads): (Vec<FileRef>, Vec<Tid>),
+    ) -> Result<Self, ArrivalError> {
+        let known = lock(&shared.files);
+        let open = files
+            .iter()
+            .map(|file| {
+                known
+                    .get(file)
+                    .map(|(fd, _)| fd)
+                    .ok_or_else(|| ArrivalError::File(file.path.clone()))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let now = nest::now().map_err(os("reading the clocks"))?;
+        let ahead = shared.ahead().of_body(&Clocks::default(), &now);
+        let fresh = bounded(shared, nest, program, pid, ahead, &open)?;
+        drop(open);
+        drop(known);
+        let mut body = Body::new(fresh.host, fresh.window);
+        if let Err(error) = body.spawn_threads(&threads) {
+            end(&body);
+            return Err(error.into());
+        }
+        Ok(Self {
+            body,
+            epoch,
+            threads,
+            files,
+            ahead,
+        })
+    }
+
+    /// The epoch of the image that it is for.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Kills it.
+    pub fn end(self) {
+        end(&self.body);
+    }
+
+    /// The process and its clocks, when it is one for this image; else it ends.
+    fn fitting(self, image: &ProcessImage, now: &Clocks) -> Option<Ready> {
+        let near = AHEAD.as_nanos() as i64;
+        let clocks = image.clocks.monotonic.saturating_sub(now.monotonic) <= self.ahead.0.saturating_add(near)
+            && image.clocks.boottime.saturating_sub(now.boottime) <= self.ahead.1.saturating_add(near);
+        let threads = self.threads.iter().eq(image.threads.iter().map(|thread| &thread.tid));
+        if clocks && threads && self.epoch == image.epoch && self.files == image.files {
+            return Some((self.body, self.ahead));
+        }
+        tracing::debug!(pid = %image.pid, clocks, threads, "a prepared process does not fit");
+        self.end();
+        None
+    }
+}
+
+/// Makes the process, or takes the one prepared for it, and its memory map; gives the body and where its pages go.
 ///
 /// # Errors
 /// Everything that can go wrong, with nothing left.
@@ -115,47 +203,16 @@ pub fn begin(
     nest: &Nest,
     program: &OwnedFd,
     mut image: Box<ProcessImage>,
+    prepared: Option<Prepared>,
 ) -> Result<(Built, ProcMem), ArrivalError> {
-    cpu::settle(&mut image)?;
-    let files = lock(&shared.files);
-    let mut open: Vec<BorrowedFd<'_>> = Vec::with_capacity(image.files.len());
-    for file in &image.files {
-        let (fd, _) = files.get(file).ok_or_else(|| ArrivalError::File(file.path.clone()))?;
-        open.push(fd);
-    }
     let now = nest::now().map_err(os("reading the clocks"))?;
-    let clocks = shared.ahead();
-    let ahead = clocks.of_body(&image.clocks, &now);
-    let realtime = clocks.realtime();
-    tracing::debug!(pid = %image.pid, ?ahead, realtime, "home's clocks");
-    if realtime.abs() > WILD {
-        return Err(ArrivalError::Clock {
-            by: Duration::from_nanos(realtime.unsigned_abs()),
-            which: if realtime > 0 { "behind" } else { "ahead of" },
-        });
+    let realtime = shared.ahead().realtime();
+    let mut prepared = prepared.and_then(|prepared| prepared.fitting(&image, &now));
+    let begun = tame(realtime).and_then(|()| begin_with(shared, nest, program, &mut image, &now, &mut prepared));
+    if let Some((unused, _)) = prepared {
+        end(&unused);
     }
-    let mut draw = 1;
-    let body = loop {
-        let fresh = blank(nest, program, image.pid, ahead, &open)?;
-        if let Some(bytes) = shared.config.memory
-            && let Err(error) = super::memory::bound(fresh.host, bytes)
-        {
-            birth::end(fresh.host);
-            return Err(os("limiting memory")(error));
-        }
-        let mut body = Body::new(fresh.host, fresh.window);
-        match body.map(&image, |file| FILES_AT + file as i32) {
-            Ok(()) => break body,
-            Err(error) => {
-                birth::end(fresh.host);
-                match error {
-                    BuildError::Collision(_) if draw < DRAWS => draw += 1,
-                    error => return Err(error.into()),
-                }
-            }
-        }
-    };
-    drop(files);
+    let (body, ahead, mut phases) = begun?;
     let mut built = Built {
         image,
         body,
@@ -164,10 +221,93 @@ pub fn begin(
         vdso: None,
     };
     match built.furnish() {
-        Ok(memory) => Ok((built, memory)),
+        Ok(memory) => {
+            phases.mark("vdso, seals");
+            phases.log(built.image.pid.0, "begin");
+            Ok((built, memory))
+        }
         Err(error) => {
-            birth::end(built.body.pid);
+            end(&built.body);
             Err(error)
+        }
+    }
+}
+
+/// A process without memory, and its clocks less this node's.
+type Ready = (Body, (i64, i64));
+type Begun = (Body, (i64, i64), Phases);
+
+/// Refuses to take a body from a home whose wall clock is nowhere near this node's.
+fn tame(realtime: i64) -> Result<(), ArrivalError> {
+    if realtime.abs() <= WILD {
+        return Ok(());
+    }
+    Err(ArrivalError::Clock {
+        by: Duration::from_nanos(realtime.unsigned_abs()),
+        which: if realtime > 0 { "behind" } else { "ahead of" },
+    })
+}
+
+/// A blank process with no more memory than the job's bodies may have.
+fn bounded(
+    shared: &Shared,
+    nest: &Nest,
+    program: &OwnedFd,
+    pid: Pid,
+    ahead: (i64, i64),
+    files: &[BorrowedFd<'_>],
+) -> Result<Blank, ArrivalError> {
+    let fresh = blank(nest, program, pid, ahead, files)?;
+    if let Some(bytes) = shared.config.memory
+        && let Err(error) = super::memory::bound(fresh.host, bytes)
+    {
+        birth::end(fresh.host);
+        return Err(os("limiting memory")(error));
+    }
+    Ok(fresh)
+}
+
+fn begin_with(
+    shared: &Shared,
+    nest: &Nest,
+    program: &OwnedFd,
+    image: &mut ProcessImage,
+    now: &Clocks,
+    prepared: &mut Option<Ready>,
+) -> Result<Begun, ArrivalError> {
+    let mut phases = Phases::default();
+    cpu::settle(image)?;
+    phases.mark("registers");
+    let files = lock(&shared.files);
+    let mut open: Vec<BorrowedFd<'_>> = Vec::with_capacity(image.files.len());
+    for file in &image.files {
+        let (fd, _) = files.get(file).ok_or_else(|| ArrivalError::File(file.path.clone()))?;
+        open.push(fd);
+    }
+    let mut draw = 1;
+    loop {
+        let (mut body, ahead) = match prepared.take() {
+            Some(prepared) => prepared,
+            None => {
+                let ahead = shared.ahead().of_body(&image.clocks, now);
+                tracing::debug!(pid = %image.pid, ?ahead, "home's clocks");
+                let fresh = bounded(shared, nest, program, image.pid, ahead, &open)?;
+                (Body::new(fresh.host, fresh.window), ahead)
+            }
+        };
+        phases.mark("blank");
+        match body.map(image, |file| FILES_AT + file as i32) {
+            Ok(()) => {
+                phases.mark("map");
+                return Ok((body, ahead, phases));
+            }
+            Err(error) => {
+                end(&body);
+                match error {
+                    BuildError::Collision(_) if draw < DRAWS => draw += 1,
+                    error => return Err(error.into()),
+                }
+            }
         }
     }
 }
@@ -215,16 +355,31 @@ impl Built {
     ///
     /// # Errors
     /// As [`begin`]; the caller ends the process.
-    pub fn finish(&mut self, nest: &Nest) -> Result<Arc<BodyCalls>, ArrivalError> {
-        self.body.spawn_threads(&self.image)?;
+    pub fn finish(&mut self, shared: &Shared, nest: &Nest) -> Result<Arc<BodyCalls>, ArrivalError> {
+        let mut phases = Phases::default();
+        self.threads()?;
+        phases.mark("threads");
         self.body.dress(&self.image, &self.undress()?)?;
+        phases.mark("state");
         let listener = self.filter(nest)?;
+        phases.mark("filter");
+        let looks = self.look(shared)?;
         self.body.set_registers(&self.image)?;
+        phases.mark("registers");
         let options = ptrace::OPTIONS | libc::PTRACE_O_EXITKILL;
         for tid in &self.body.tids {
             ptrace::set_options(*tid, options).map_err(os("trace options"))?;
         }
-        verify::body(&self.body, &self.image)?;
+        let mut numbers = Vec::with_capacity(self.body.tids.len());
+        for look in looks {
+            let looked = look.recv().map_err(|_| ArrivalError::Blind)?;
+            numbers.extend(looked?);
+        }
+        verify::body(&self.body, &self.image, &numbers)?;
+        // Its clocks go on from those of the image, which may have travelled faster than any word of home before.
+        self.wait_for_clocks()?;
+        phases.mark("look");
+        phases.log(self.image.pid.0, "finish");
         let threads = self.body.tids.iter().zip(&self.image.threads).map(|(host, thread)| {
             // Registers stand behind the call's instruction, its number in orig_rax.
             let call = (thread.regs[15] as i32, thread.regs[16]);
@@ -247,6 +402,51 @@ impl Built {
             sending: Mutex::new(()),
             calls: Calls::new(&threads.collect::<Vec<_>>()),
         }))
+    }
+
+    /// Makes the threads beyond the leader, once: as soon as there is memory for their stacks, also before there are pages.
+    ///
+    /// # Errors
+    /// As [`begin`]; the caller ends the process.
+    pub fn threads(&mut self) -> Result<(), ArrivalError> {
+        if self.body.tids.len() < self.image.threads.len() {
+            let threads: Vec<Tid> = self.image.threads.iter().map(|thread| thread.tid).collect();
+            self.body.spawn_threads(&threads)?;
+        }
+        Ok(())
+    }
+
+    /// Has the threads looked at, by several threads of ours when there are many: /proc takes its time for each.
+    fn look(&self, shared: &Shared) -> Result<Vec<mpsc::Receiver<Look>>, ArrivalError> {
+        const SHARE: usize = 128;
+        let pid = self.body.pid;
+        let mut looks = Vec::new();
+        for tids in self.body.tids.chunks(SHARE) {
+            let (answer, look) = mpsc::sync_channel(1);
+            let tids = tids.to_vec();
+            let work = move || {
+                let _ = answer.send(verify::threads(pid, &tids));
+            };
+            if self.body.tids.len() > SHARE {
+                shared
+                    .start(format!("look {pid}"), work)
+                    .map_err(os("looking at threads"))?;
+            } else {
+                work();
+            }
+            looks.push(look);
+        }
+        Ok(looks)
+    }
+
+    fn wait_for_clocks(&self) -> Result<(), ArrivalError> {
+        let now = nest::now().map_err(os("reading the clocks"))?;
+        let behind = (self.image.clocks.monotonic - now.monotonic - self.ahead.0)
+            .max(self.image.clocks.boottime - now.boottime - self.ahead.1);
+        if let Ok(behind @ 1..) = u64::try_from(behind) {
+            std::thread::sleep(Duration::from_nanos(behind).min(2 * AHEAD));
+        }
+        Ok(())
     }
 
     /// The calls by which each thread gives up its last capability.
@@ -318,7 +518,11 @@ impl Built {
 
     /// Kills the body and waits until nothing of it is left.
     pub fn end(self) {
-        let _ = kill(self.body.pid, libc::SIGKILL);
-        birth::end_threads(self.body.pid, &self.body.tids);
+        end(&self.body);
     }
+}
+
+fn end(body: &Body) {
+    let _ = kill(body.pid, libc::SIGKILL);
+    birth::end_threads(body.pid, &body.tids);
 }

@@ -3,6 +3,7 @@
 //! What passes here can be given to the kernel step by step; what the kernel then refuses ends the arrival, nothing else.
 
 use crate::cpu;
+pub use crate::process::landing::covered;
 use mosix_loader::script::abi::{SLOT_COUNT, WINDOW, WINDOW_END};
 use mosix_wire::image::{Backing, ProcessImage, Vma, VmaFlags};
 use mosix_wire::limits;
@@ -146,23 +147,6 @@ fn mappings(image: &ProcessImage) -> Result<(), BadImage> {
         Some(vma) if vma.start == vdso.base && vma.end - vma.start == vdso.text.len() as u64 => Ok(()),
         _ => Err(BadImage::Wrong("home's vDSO does not lie in its mapping")),
     }
-}
-
-/// Whether `length` bytes at `address` lie within mappings of the image: where pages may be written.
-pub fn covered(vmas: &[Vma], address: u64, length: u64) -> bool {
-    let Some(end) = address.checked_add(length) else {
-        return false;
-    };
-    let mut at = address;
-    let mut index = vmas.partition_point(|vma| vma.end <= address);
-    while at < end {
-        match vmas.get(index) {
-            Some(vma) if vma.start <= at => at = vma.end,
-            _ => return false,
-        }
-        index += 1;
-    }
-    length > 0
 }
 
 #[cfg(test)]

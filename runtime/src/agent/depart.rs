@@ -14,32 +14,42 @@ use super::process::Process;
 use super::shared::{Command, Shared, lock};
 use super::usage;
 use super::{layout, mapping};
-use crate::link::{LinkError, Sender, Stream};
+use crate::link::{Sender, Stream};
 use crate::node::ClientError;
 use crate::process::capture::{self, CaptureError};
 use crate::process::freeze::Frozen;
 use crate::process::layout::{Run, runs};
 use crate::process::maps::{self, Mapping};
 use crate::process::materialise::stop_all;
-use crate::process::memory;
+use crate::process::memory::Feed;
+use crate::process::phases::Phases;
 use crate::process::restart::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Standing};
 use crate::process::step;
+use crate::transfer::{self, Failure, Way};
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace;
 use mosix_wire::control::{Fingerprint, Purpose};
 use mosix_wire::frame::encode_body;
-use mosix_wire::ids::{Epoch, NodeName, Pid};
+use mosix_wire::ids::{Epoch, NodeName, Pid, Tid};
 use mosix_wire::image::{Clocks, FileRef, ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::limits::PAGE_RUN;
 use mosix_wire::link::{ToHome, ToHost};
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-const PAGE: u64 = 4096;
 /// How long a link to the destination that is down is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The streams of a move that begins here.
+pub struct Streams {
+    /// The one with the image.
+    pub image: Sender,
+    /// Lanes for pages beside it.
+    pub lanes: Vec<Sender>,
+}
 
 /// A captured body whose image is on its way.
 #[derive(Debug)]
@@ -118,7 +128,7 @@ fn put_back(built: &Built, frozen: &mut Frozen, images: &[ThreadImage]) -> io::R
 
 /// Freezes and captures a body for a move of epoch `attempt`, and starts the thread that sends its image.
 ///
-/// The stream is taken when it is used.
+/// The streams are taken when they are used.
 ///
 /// # Errors
 /// The body is not frozen, or frozen as it was, with every thread where it stood.
@@ -126,7 +136,7 @@ pub fn begin(
     shared: &Arc<Shared>,
     process: &mut Process,
     attempt: Epoch,
-    stream: &mut Option<Box<Sender>>,
+    streams: &mut Option<Box<Streams>>,
     to_home: bool,
 ) -> Result<(), DepartError> {
     let file_of = |inode| mapping::file_of(shared, inode);
@@ -137,7 +147,10 @@ pub fn begin(
     };
     // Slow, so before the freeze; a mapping that changes meanwhile keeps no flags.
     let flags = maps::flags(pid).unwrap_or_default();
+    let mut phases = Phases::default();
+    process.still = Some(Instant::now());
     process.freeze(shared).map_err(DepartError::Freeze)?;
+    phases.mark("freeze");
     let (Some(built), Some(mut frozen), Some(calls)) = (&process.built, process.frozen.take(), &process.calls) else {
         return Err(DepartError::Freeze(io::ErrorKind::NotFound.into()));
     };
@@ -175,8 +188,17 @@ pub fn begin(
         seqs.push((leaving.seq, leaving.in_flight));
     }
     calls.calls.set_capturing(true);
-    let captured = out_of_vdso(built, &mut frozen)
-        .and_then(|()| image_of(built, &frozen, &seqs, attempt, &flags, (&file_of, offered)));
+    let captured = out_of_vdso(built, &mut frozen).and_then(|()| {
+        image_of(
+            shared,
+            built,
+            &frozen,
+            (&seqs, attempt),
+            &flags,
+            (&file_of, offered),
+            &mut phases,
+        )
+    });
     calls.calls.set_capturing(false);
     // Whatever the body said before is in the session when this lock is free.
     drop(lock(&calls.sending));
@@ -195,6 +217,8 @@ pub fn begin(
             None => image.pending.push(info),
         }
     }
+    phases.mark("image");
+    phases.log(process.pid.0, "capture");
     let memory = ProcMem::force(built.body.pid).map_err(os("memory"));
     let (end, go) = mpsc::channel();
     let departure = Departure {
@@ -206,7 +230,7 @@ pub fn begin(
     process.frozen = Some(frozen);
     process.departure = Some(departure);
     let memory = memory?;
-    let Some(stream) = stream.take() else {
+    let Some(streams) = streams.take() else {
         return Err(DepartError::Freeze(io::ErrorKind::NotConnected.into()));
     };
     let job = Job {
@@ -214,10 +238,11 @@ pub fn begin(
         image,
         pages,
         memory,
-        stream,
+        streams: *streams,
         go,
         to_home,
         attempt,
+        lanes: 0,
     };
     shared
         .start(format!("depart {}", process.pid), move || job.run())
@@ -237,51 +262,83 @@ pub fn undo(process: &mut Process) -> io::Result<()> {
     Ok(())
 }
 
+/// What each thread has used of the CPU here, asked by several threads of ours when there are many: /proc takes its time for each.
+fn used(shared: &Shared, frozen: &Frozen) -> Result<Vec<mpsc::Receiver<Vec<u64>>>, DepartError> {
+    const SHARE: usize = 128;
+    let pid = frozen.pid;
+    let mut all = Vec::new();
+    for threads in frozen.threads.chunks(SHARE) {
+        let (answer, used) = mpsc::sync_channel(1);
+        let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
+        let work = move || {
+            let ns = tids.iter().map(|tid| usage::cpu_ns(pid, Some(*tid)).unwrap_or(0));
+            let _ = answer.send(ns.collect());
+        };
+        if frozen.threads.len() > SHARE {
+            shared
+                .start(format!("usage {pid}"), work)
+                .map_err(os("asking for CPU time"))?;
+        } else {
+            work();
+        }
+        all.push(used);
+    }
+    Ok(all)
+}
+
 fn image_of(
+    shared: &Shared,
     built: &Built,
     frozen: &Frozen,
-    seqs: &[(u64, bool)],
-    attempt: Epoch,
-    flags: &std::collections::HashMap<u64, Vec<[u8; 2]>>,
+    (seqs, attempt): (&[(u64, bool)], Epoch),
+    flags: &HashMap<u64, Vec<[u8; 2]>>,
     (file_of, offered): (layout::FileOf<'_>, Option<&[FileRef]>),
+    phases: &mut Phases,
 ) -> Result<(ProcessImage, Vec<Run>), DepartError> {
     let pid = built.body.pid;
     let mut present = maps::read(pid).map_err(os("maps"))?;
     maps::attach(&mut present, flags);
     let (vmas, pages, files) = layout::of_body(built, &present, file_of, offered)?;
+    phases.mark("maps");
     let numbers = built.numbers();
     let number = |tid: i32| numbers.get(&tid).copied().unwrap_or(tid);
     let old = &built.image;
-    let mut saved = Vec::with_capacity(frozen.threads.len());
-    for thread in &frozen.threads {
-        let state = ptrace::sigmask(thread.tid).and_then(|mask| Ok((mask, ptrace::xstate(thread.tid)?)));
-        saved.push(state.map_err(os("saving a thread"))?);
-    }
+    let used = used(shared, frozen)?;
+    let mut threads = capture::outside(frozen, number)?;
+    phases.mark("registers");
     let slots: Vec<u32> = (0..frozen.threads.len() as u32).collect();
-    let captured = capture::capture(frozen, &built.body.window, &slots, number);
-    let mut captured = match captured {
-        Ok(captured) => captured,
+    let inside = capture::inside(frozen, &built.body.window, &slots, &mut threads, false);
+    let (actions, brk, mut attributes, pending) = match inside {
+        Ok(inside) => inside,
         Err(error) => {
             // Some threads are in the stub, some are not: all are stopped and get back what the stub changed.
             let tids: Vec<i32> = frozen.threads.iter().map(|thread| thread.tid).collect();
             let _ = stop_all(&tids);
-            for (tid, (mask, xstate)) in tids.into_iter().zip(&saved) {
-                let _ = ptrace::set_sigmask(tid, *mask).and_then(|()| ptrace::set_xstate(tid, xstate));
+            for (tid, thread) in tids.into_iter().zip(&threads) {
+                let _ = ptrace::set_sigmask(tid, thread.mask).and_then(|()| ptrace::set_xstate(tid, &thread.xsave));
             }
             return Err(error.into());
         }
     };
-    for ((thread, (seq, in_flight)), frozen) in captured.threads.iter_mut().zip(seqs).zip(&frozen.threads) {
+    phases.mark("scripts");
+    let before: HashMap<Tid, &ThreadImage> = old.threads.iter().map(|before| (before.tid, before)).collect();
+    let used: Vec<u64> = used
+        .into_iter()
+        .flat_map(|used| used.recv().unwrap_or_default())
+        .collect();
+    for (index, (thread, (seq, in_flight))) in threads.iter_mut().zip(seqs).enumerate() {
         thread.seq = *seq;
         thread.in_flight = *in_flight;
-        let before = old
-            .threads
-            .iter()
-            .find(|before| before.tid == thread.tid)
-            .map_or(0, |before| before.cpu_ns);
-        thread.cpu_ns = before.saturating_add(usage::cpu_ns(pid, Some(frozen.tid)).unwrap_or(0));
+        thread.cpu_ns = used.get(index).copied().unwrap_or(0);
+        if let Some(before) = before.get(&thread.tid) {
+            thread.cpu_ns = thread.cpu_ns.saturating_add(before.cpu_ns);
+            thread.comm.clone_from(&before.comm);
+            thread.timer_slack = before.timer_slack;
+        }
     }
+    phases.mark("usage");
     let pages = runs(pid, &vmas, &pages).map_err(os("pagemap"))?;
+    phases.mark("pagemap");
     let now = nest::now().map_err(os("reading the clocks"))?;
     let clocks = Clocks {
         monotonic: now.monotonic + built.ahead.0,
@@ -289,7 +346,6 @@ fn image_of(
         realtime: now.realtime.saturating_add(built.realtime),
     };
     // What this host gives a body of its own says nothing about the process.
-    let mut attributes = captured.attributes;
     attributes.dumpable = old.attributes.dumpable;
     attributes.stack_limit = old.attributes.stack_limit;
     let image = ProcessImage {
@@ -298,12 +354,12 @@ fn image_of(
         home: old.home,
         uid: old.uid,
         exe: old.exe.clone(),
-        threads: captured.threads,
+        threads,
         vmas,
         files,
-        mm: capture::mm(pid, captured.brk)?,
-        actions: captured.actions,
-        pending: captured.pending,
+        mm: capture::mm(pid, brk)?,
+        actions,
+        pending,
         signals: 0,
         clocks,
         vdso: old.vdso.clone(),
@@ -345,10 +401,12 @@ struct Job {
     image: Arc<ProcessImage>,
     pages: Vec<Run>,
     memory: ProcMem,
-    stream: Box<Sender>,
+    streams: Streams,
     go: mpsc::Receiver<()>,
     to_home: bool,
     attempt: Epoch,
+    /// Lanes that were used.
+    lanes: u8,
 }
 
 impl Job {
@@ -366,53 +424,53 @@ impl Job {
             return;
         }
         crate::fault::at("source.sent");
-        let end = if self.to_home {
-            encode_body(&ToHome::ImageEnd { pid, pages: count })
-        } else {
-            encode_body(&ToHost::ImageEnd { pid, pages: count })
-        };
-        let sent = end
-            .map_err(LinkError::from)
-            .and_then(|end| self.stream.send(&end, &[]))
-            .and_then(|()| self.stream.finish());
-        if let Err(error) = sent {
+        let end = self
+            .way()
+            .end(pid, count, self.lanes)
+            .and_then(|end| self.streams.image.send(&end, &[]))
+            .and_then(|()| self.streams.image.finish());
+        if let Err(error) = end {
             // Home decides now; it learns of the break from the other end, or by silence.
             tracing::warn!(%pid, %error, "the end of an image could not be sent");
         }
     }
 
-    fn send(&mut self) -> Result<u64, LinkError> {
+    fn way(&self) -> Way {
+        if self.to_home { Way::ToHome } else { Way::ToHost }
+    }
+
+    /// Sends all but the end; how many pages went over the image's own stream.
+    fn send(&mut self) -> Result<u64, Failure> {
         let image = Box::new(ProcessImage::clone(&self.image));
-        let first = if self.to_home {
-            encode_body(&ToHome::Departing(image))
-        } else {
-            encode_body(&ToHost::Arrive(image))
+        let first = match self.way() {
+            Way::ToHome => encode_body(&ToHome::Departing(image)),
+            Way::ToHost => encode_body(&ToHost::Arrive(image)),
         };
-        self.stream.send(&first?, &[])?;
-        let (pid, to_home) = (self.image.pid, self.to_home);
-        let (stream, memory) = (&mut self.stream, &self.memory);
-        let mut each = |address: u64, bytes: &[u8]| -> io::Result<()> {
-            let head = if to_home {
-                encode_body(&ToHome::Pages { pid, address })
-            } else {
-                encode_body(&ToHost::Pages { pid, address })
-            };
-            stream
-                .send(&head.map_err(io::Error::other)?, &[bytes])
-                .map_err(io::Error::other)
-        };
-        Ok(memory::read(memory, &self.pages, &mut each)? / PAGE)
+        self.streams.image.send(&first?, &[])?;
+        let feed = Feed::new(&self.memory, &self.pages);
+        let lanes = std::mem::take(&mut self.streams.lanes);
+        self.lanes = lanes.len() as u8;
+        let (pid, way) = (self.image.pid, self.way());
+        transfer::send((pid, way), &feed, &mut self.streams.image, lanes, &|_| {})
     }
 }
 
 /// Connects to the agent on another node and gives it the files that it lacks. Runs on a thread of its own, before the freeze.
-pub fn dial(shared: &Arc<Shared>, pid: Pid, attempt: Epoch, node: NodeName, peer: Fingerprint, files: Vec<FileRef>) {
+pub fn dial(
+    shared: &Arc<Shared>,
+    (pid, host): (Pid, i32),
+    attempt: Epoch,
+    (node, peer): (NodeName, Fingerprint),
+    files: Vec<FileRef>,
+    threads: Vec<Tid>,
+) {
     let worker = Arc::clone(shared);
     let started = shared.start(format!("dial {node}"), move || {
+        let lanes = transfer::lanes_for(transfer::resident(host));
         let deadline = Instant::now() + PATIENCE;
         let dialled = loop {
-            match connect(&worker, &node, peer, &files) {
-                Ok(stream) => break Ok(stream),
+            match connect(&worker, (&node, peer), (&files, &threads), (pid, attempt), lanes) {
+                Ok(streams) => break Ok(streams),
                 // What the other node itself says does not change by trying again; a link that was cut comes back.
                 Err(error) if error.is::<Refused>() || Instant::now() > deadline => break Err(error),
                 Err(error) => tracing::debug!(%node, %error, "not connected yet"),
@@ -434,20 +492,23 @@ struct Refused(String);
 
 fn connect(
     shared: &Shared,
-    node: &NodeName,
-    peer: Fingerprint,
-    files: &[FileRef],
-) -> Result<Sender, Box<dyn std::error::Error>> {
-    let control = &shared.config.control;
-    let fd = control.open_stream(node, shared.config.job, Purpose::Pages).map_err(
-        |error| -> Box<dyn std::error::Error> {
+    (node, peer): (&NodeName, Fingerprint),
+    (files, threads): (&[FileRef], &[Tid]),
+    (pid, attempt): (Pid, Epoch),
+    lanes: usize,
+) -> Result<Streams, Failure> {
+    let open = || -> Result<Stream, Failure> {
+        let control = &shared.config.control;
+        let opened = control.open_stream(node, shared.config.job, Purpose::Pages);
+        let fd = opened.map_err(|error| -> Failure {
             match error {
                 ClientError::NoAgent(why) => Box::new(Refused(why)),
                 other => Box::new(other),
             }
-        },
-    )?;
-    let mut stream = Stream::dial(fd, &shared.security(peer)?)?;
+        })?;
+        Ok(Stream::dial(fd, &shared.security(peer)?)?)
+    };
+    let mut stream = open()?;
     stream.send(&encode_body(&ToHost::Files(files.to_vec()))?, &[])?;
     let lacks = match stream.recv()?.message()? {
         ToHome::Lacks(lacks) => lacks,
@@ -479,5 +540,18 @@ fn connect(
             }
         }
     }
-    Ok(stream.split().0)
+    let ahead = ToHost::Prepare {
+        pid,
+        epoch: attempt,
+        files: files.to_vec(),
+        threads: threads.to_vec(),
+        // The other agent has them from home.
+        clocks: Clocks::default(),
+    };
+    stream.send(&encode_body(&ahead)?, &[])?;
+    let lanes = transfer::open_lanes(lanes, (pid, attempt), false, open)?;
+    Ok(Streams {
+        image: stream.split().0,
+        lanes: lanes.into_iter().map(|lane| lane.split().0).collect(),
+    })
 }

@@ -12,6 +12,7 @@ pub mod depart;
 pub mod files;
 pub mod guest;
 pub mod home;
+pub mod lanes;
 pub mod layout;
 pub mod mapping;
 pub mod memory;

@@ -1,7 +1,7 @@
 //! One body as the tracer has it, and how its threads are stopped and let go.
 
-use super::build::Built;
-use super::depart::Departure;
+use super::build::{Built, Prepared};
+use super::depart::{Departure, Streams};
 use super::serve;
 use super::shared::{BodyCalls, Command, Shared};
 use super::signals::{self, Delivery, Signals, settle_body};
@@ -72,8 +72,12 @@ pub struct Process {
     pub early: Option<(Command, Epoch, Instant)>,
     /// Home has said that its source is gone: no new stream brings its image.
     pub last_stream: bool,
-    /// The stream on which home wants it.
-    pub way: Option<Box<crate::link::Sender>>,
+    /// The streams on which home wants it.
+    pub way: Option<Box<Streams>>,
+    /// A process for an image that is still to come.
+    pub prepared: Option<Prepared>,
+    /// Since when it stands still for a departure.
+    pub still: Option<Instant>,
 }
 
 impl Process {
@@ -105,6 +109,8 @@ impl Process {
             early: None,
             last_stream: false,
             way: None,
+            prepared: None,
+            still: None,
         }
     }
 
@@ -170,7 +176,11 @@ impl Process {
 
     /// Nothing of it is here or on its way here.
     pub fn is_idle(&self) -> bool {
-        self.state == Host::Absent && self.built.is_none() && self.incoming.is_none() && self.early.is_none()
+        self.state == Host::Absent
+            && self.built.is_none()
+            && self.incoming.is_none()
+            && self.early.is_none()
+            && self.prepared.is_none()
     }
 
     /// Forgets a thread.
@@ -384,11 +394,19 @@ impl Process {
         Ok(())
     }
 
+    /// Ends what was prepared for an image.
+    pub fn unprepare(&mut self) {
+        if let Some(prepared) = self.prepared.take() {
+            prepared.end();
+        }
+    }
+
     /// Kills the body and takes it apart; nothing of it is left.
     pub fn end(&mut self) {
         if let Some(built) = self.built.take() {
             built.end();
         }
+        self.unprepare();
         self.calls = None;
         self.tids.clear();
         self.frozen = None;

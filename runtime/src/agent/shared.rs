@@ -9,7 +9,9 @@
 
 use super::ahead::Ahead;
 use super::calls::Calls;
+use super::depart::Streams;
 use super::files::Files;
+use super::lanes::Lanes;
 use super::mapping::Fetches;
 use crate::link::session::SendError;
 use crate::link::{Identity, Pins, Security, Session};
@@ -20,7 +22,7 @@ use mosix_wire::call::Reply;
 use mosix_wire::control::Fingerprint;
 use mosix_wire::frame;
 use mosix_wire::ids::{Epoch, JobId, NodeName, Nonce, Pid, Tid};
-use mosix_wire::image::{Clocks, ProcessImage};
+use mosix_wire::image::{Clocks, FileRef, ProcessImage};
 use mosix_wire::link::{Exit, ToHome, ToHost};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::HashMap;
@@ -87,6 +89,10 @@ pub enum Command {
     Home(ToHost),
     /// The session ended; why.
     HomeGone(String),
+    /// An image will come: process, epoch, files, threads.
+    Prepare(Pid, Epoch, Vec<FileRef>, Vec<Tid>),
+    /// The stream on which it was to come has ended.
+    Unprepare(Pid, Epoch),
     /// An image arrives; the answer is where its pages go.
     Arrive {
         /// The image, already judged.
@@ -119,10 +125,10 @@ pub enum Command {
         /// The epoch that the image will have.
         epoch: Epoch,
         /// Where the image goes.
-        stream: Box<crate::link::Sender>,
+        streams: Box<Streams>,
     },
     /// The stream for a departing image is there, and its files are known; or why not.
-    Ready(Pid, Epoch, Result<Box<crate::link::Sender>, String>),
+    Ready(Pid, Epoch, Result<Box<Streams>, String>),
     /// All of a departing image but its end was sent.
     PagesSent(Pid, Epoch),
     /// The stream of a departing image broke.
@@ -147,6 +153,8 @@ pub struct Shared {
     pub fetches: Mutex<Fetches>,
     /// Signals of home that the tracer has not looked at yet: an answer that comes behind them waits for them.
     pub signals: AtomicUsize,
+    /// Further page streams of moves under way.
+    pub lanes: Lanes,
     expected: Mutex<HashMap<NodeName, Fingerprint>>,
     announced: Condvar,
     /// Open streams of other agents.
@@ -207,6 +215,7 @@ impl Shared {
             files: Mutex::default(),
             fetches: Mutex::default(),
             signals: AtomicUsize::new(0),
+            lanes: Lanes::default(),
             expected: Mutex::default(),
             announced: Condvar::new(),
             streams: Mutex::default(),

@@ -3,28 +3,31 @@
 //! Whoever dialled is a stranger until the handshake: the supervisor shows the certificate that this agent was started with, another
 //! agent the one that home announced.
 
-use super::check;
+use super::depart::Streams;
 use super::shared::{Command, Shared, lock};
 use crate::link::{Frame, LinkError, Receiver, Sender, Stream};
 use crate::node::Incoming;
-use mosix_sys::procmem::ProcMem;
+use crate::process::landing::Landing;
 use mosix_wire::control::{Purpose, reason};
 use mosix_wire::frame::encode_body;
-use mosix_wire::ids::{Epoch, NodeName, Pid};
-use mosix_wire::image::{ProcessImage, Vma};
+use mosix_wire::ids::{Epoch, NodeName, Pid, Tid};
+use mosix_wire::image::{FileRef, ProcessImage};
+use mosix_wire::limits;
 use mosix_wire::link::{Destination, ToHome, ToHost};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver as Queue, SyncSender, sync_channel};
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 /// Connections at once: more than any job moves processes at a time.
 const MOST: usize = 256;
 /// How long a stream of another agent may be here before home's word about it.
 const ANNOUNCED: Duration = Duration::from_secs(10);
-/// Page runs between the receiving and the writing thread.
-const QUEUE: usize = 8;
-const PAGE: u64 = 4096;
+/// How long a lane may be here before the image whose pages it brings, or before home asks for the body it fetches: as long as the slowest
+/// freeze.
+const LANE: Duration = Duration::from_secs(60);
+/// How long lanes may take beyond the stream with the image.
+const LANES_END: Duration = Duration::from_secs(60);
 /// How long a stream that was refused is still read.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -86,6 +89,7 @@ fn connection(shared: &Arc<Shared>, incoming: Incoming) -> Result<(), String> {
                 rx,
                 arrival: None,
                 image: (Pid(0), Epoch(0)),
+                prepared: None,
             }
             .run()
         }
@@ -102,26 +106,36 @@ struct Pages<'a> {
     arrival: Option<Arrival>,
     /// The image that it is about, once known.
     image: (Pid, Epoch),
+    /// What was asked to be prepared.
+    prepared: Option<(Pid, Epoch)>,
 }
 
 /// An image that is being received.
 struct Arrival {
     pid: Pid,
     epoch: Epoch,
-    vmas: Vec<Vma>,
+    /// Pages that came on this stream.
     pages: u64,
-    runs: SyncSender<(u64, Vec<u8>)>,
-    writer: std::thread::JoinHandle<Result<(), String>>,
+    landing: Arc<Landing>,
 }
 
 impl Pages<'_> {
     fn run(mut self) -> Result<(), String> {
         let done = self.receive();
+        if let Some((pid, epoch)) = self.prepared.take() {
+            self.shared.command(Command::Unprepare(pid, epoch));
+        }
+        let arrival = self.arrival.take();
+        if let Some(arrival) = &arrival {
+            self.shared.lanes.close((arrival.pid, arrival.epoch));
+        }
         if let Err(why) = &done {
-            if let Some(arrival) = self.arrival.take() {
+            if let Some(arrival) = arrival {
+                arrival.landing.fail(why);
                 self.shared
                     .command(Command::Broken(arrival.pid, arrival.epoch, why.clone()));
             }
+            self.shared.lanes.refuse(self.image);
             self.refuse(why);
         }
         done
@@ -143,8 +157,9 @@ impl Pages<'_> {
     }
 
     fn receive(&mut self) -> Result<(), String> {
+        let mut frame = Frame::default();
         loop {
-            let mut frame = self.rx.recv().map_err(|error| error.to_string())?;
+            self.rx.recv_into(&mut frame).map_err(|error| error.to_string())?;
             let message = frame.message::<ToHost>().map_err(|error| error.to_string())?;
             match message {
                 ToHost::Files(files) => {
@@ -161,23 +176,56 @@ impl Pages<'_> {
                         .take(&file, offset, &frame.payload, last)
                         .map_err(|error| error.to_string())?;
                 }
+                ToHost::Prepare {
+                    pid,
+                    epoch,
+                    files,
+                    threads,
+                    clocks,
+                } => {
+                    // Another agent knows home's clocks from home, no better than this one.
+                    if self.node.is_none() {
+                        let now = super::nest::now().map_err(|error| error.to_string())?;
+                        self.shared.observe(&clocks, &now);
+                    }
+                    self.prepare(pid, epoch, files, threads)?;
+                }
                 ToHost::Arrive(image) => self.begin(image)?,
-                ToHost::Pages { pid, address } => self.pages(pid, address, std::mem::take(&mut frame.payload))?,
-                ToHost::ImageEnd { pid, pages } => return self.end(pid, pages),
+                ToHost::Pages { pid, runs } => {
+                    let arrival = self.arrival.as_mut().filter(|arrival| arrival.pid == pid);
+                    let arrival = arrival.ok_or("pages of no image")?;
+                    arrival.pages += arrival.landing.take(&runs, &frame.payload)?;
+                }
+                ToHost::ImageEnd { pid, pages, lanes } => return self.end(pid, pages, lanes),
+                ToHost::Lane { pid, epoch, fetch } => return self.lane(pid, epoch, fetch, frame),
                 ToHost::Depart {
                     pid,
                     epoch,
                     to: Destination::Home,
+                    lanes,
                     ..
                 } if self.node.is_none() => {
-                    let stream = self.tx.take().ok_or("the stream is used")?;
-                    self.shared.command(Command::DepartHome { pid, epoch, stream });
+                    let image = *self.tx.take().ok_or("the stream is used")?;
+                    let lanes = self.shared.lanes.take((pid, epoch), lanes.into(), LANE);
+                    let lanes = lanes.ok_or("lanes that home has announced do not come")?;
+                    let streams = Box::new(Streams { image, lanes });
+                    self.shared.command(Command::DepartHome { pid, epoch, streams });
                     // Nothing more comes; the end of the stream is the sender's business.
                     return Ok(());
                 }
                 _ => return Err("a message that does not belong on a page stream".to_owned()),
             }
         }
+    }
+
+    fn prepare(&mut self, pid: Pid, epoch: Epoch, files: Vec<FileRef>, threads: Vec<Tid>) -> Result<(), String> {
+        let leader = threads.first().is_some_and(|leader| leader.0 == pid.0 && pid.0 > 1);
+        if self.prepared.is_some() || self.arrival.is_some() || !leader || threads.len() > limits::THREADS {
+            return Err("a process cannot be prepared like this".to_owned());
+        }
+        self.prepared = Some((pid, epoch));
+        self.shared.command(Command::Prepare(pid, epoch, files, threads));
+        Ok(())
     }
 
     fn begin(&mut self, image: Box<ProcessImage>) -> Result<(), String> {
@@ -197,71 +245,80 @@ impl Pages<'_> {
             answer,
         });
         let memory = place.recv().map_err(|_| "the agent ends".to_owned())??;
-        let (runs, queue) = sync_channel(QUEUE);
-        let writer = std::thread::Builder::new().name(format!("pages {pid}"));
-        let writer = writer
-            .spawn(move || write(&memory, &queue))
-            .map_err(|error| error.to_string())?;
+        let landing = Arc::new(Landing::new(memory, vmas));
+        self.shared
+            .lanes
+            .open((pid, epoch), self.node.clone(), Arc::clone(&landing));
         self.arrival = Some(Arrival {
             pid,
             epoch,
-            vmas,
             pages: 0,
-            runs,
-            writer,
+            landing,
         });
         Ok(())
     }
 
-    fn pages(&mut self, pid: Pid, address: u64, bytes: Vec<u8>) -> Result<(), String> {
-        let arrival = self
-            .arrival
-            .as_mut()
-            .filter(|arrival| arrival.pid == pid)
-            .ok_or("pages of no image")?;
-        let length = bytes.len() as u64;
-        let whole = address.is_multiple_of(PAGE) && length.is_multiple_of(PAGE);
-        if !whole || !check::covered(&arrival.vmas, address, length) {
-            return Err(format!("pages at {address:#x} that belong to no mapping"));
-        }
-        arrival.pages += length / PAGE;
-        // The writer's own error is the better one; it is asked for at the end.
-        arrival
-            .runs
-            .send((address, bytes))
-            .map_err(|_| "the pages could not be written".to_owned())
-    }
-
-    fn end(&mut self, pid: Pid, pages: u64) -> Result<(), String> {
-        let arrival = self
-            .arrival
-            .take_if(|arrival| arrival.pid == pid)
-            .ok_or("the end of no image")?;
-        let broken = |why: String| {
-            self.shared
-                .command(Command::Broken(arrival.pid, arrival.epoch, why.clone()));
-            Err(why)
-        };
-        drop(arrival.runs);
-        match arrival.writer.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(why)) => return broken(why),
-            Err(_) => return broken("the writing thread failed".to_owned()),
-        }
+    fn end(&mut self, pid: Pid, pages: u64, lanes: u8) -> Result<(), String> {
+        let arrival = self.arrival.as_ref().filter(|arrival| arrival.pid == pid);
+        let arrival = arrival.ok_or("the end of no image")?;
         if arrival.pages != pages {
-            return broken(format!("{} pages came of {pages}", arrival.pages));
+            return Err(format!("{} pages came of {pages}", arrival.pages));
         }
+        arrival.landing.wait_for_lanes(lanes.into(), LANES_END)?;
         self.shared
-            .command(Command::Filled(arrival.pid, arrival.epoch, pages.saturating_mul(4096)));
+            .command(Command::Filled(arrival.pid, arrival.epoch, arrival.landing.bytes()));
         Ok(())
     }
-}
 
-fn write(memory: &ProcMem, queue: &Queue<(u64, Vec<u8>)>) -> Result<(), String> {
-    for (address, bytes) in queue {
-        memory
-            .write(address, &bytes)
-            .map_err(|error| format!("writing pages at {address:#x}: {error}"))?;
+    /// This stream is a lane: pages come here until its end, or it is kept for pages that go.
+    fn lane(&mut self, pid: Pid, epoch: Epoch, fetch: bool, mut frame: Frame) -> Result<(), String> {
+        if self.arrival.is_some() {
+            return Err("a lane on a stream with an image".to_owned());
+        }
+        let key = (pid, epoch);
+        self.image = key;
+        if fetch {
+            if self.node.is_some() {
+                return Err("only home fetches".to_owned());
+            }
+            let tx = self.tx.take().ok_or("the stream is used")?;
+            self.shared.lanes.give(key, *tx);
+            return Ok(());
+        }
+        // What is wrong is said on the stream with the image.
+        self.tx = None;
+        match self.rx.recv_into(&mut frame) {
+            Ok(()) => {}
+            // The move was given up before it began.
+            Err(LinkError::Closed | LinkError::Cut) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        }
+        let landing = self.shared.lanes.landing(key, &self.node, LANE);
+        let landing = landing.ok_or("a lane of no image")?;
+        let brought = self.bring(pid, &landing, &mut frame);
+        match &brought {
+            Ok(()) => landing.lane_ended(),
+            Err(why) => {
+                landing.fail(why);
+                self.shared.command(Command::Broken(pid, epoch, why.clone()));
+            }
+        }
+        brought
     }
-    Ok(())
+
+    fn bring(&mut self, pid: Pid, landing: &Landing, frame: &mut Frame) -> Result<(), String> {
+        let mut count = 0;
+        loop {
+            match frame.message::<ToHost>().map_err(|error| error.to_string())? {
+                ToHost::Pages { pid: of, runs } if of == pid => count += landing.take(&runs, &frame.payload)?,
+                ToHost::ImageEnd {
+                    pid: of,
+                    pages,
+                    lanes: 0,
+                } if of == pid && pages == count => return Ok(()),
+                _ => return Err("something else than pages on a lane, or not all of them".to_owned()),
+            }
+            self.rx.recv_into(frame).map_err(|error| error.to_string())?;
+        }
+    }
 }

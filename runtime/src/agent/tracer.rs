@@ -21,7 +21,8 @@ use mosix_sys::ptrace::{self, Event};
 use mosix_sys::signalfd;
 use mosix_wire::control::reason;
 use mosix_wire::frame::encode_body;
-use mosix_wire::ids::{Epoch, NodeName, Pid};
+use mosix_wire::ids::{Epoch, NodeName, Pid, Tid};
+use mosix_wire::image::FileRef;
 use mosix_wire::link::{Destination, Exit, ToHome, ToHost};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::HashMap;
@@ -40,6 +41,8 @@ const FIRST_CONTACT: Duration = Duration::from_secs(60);
 const LEASE: Duration = Duration::from_secs(300);
 /// How long an image of another agent waits for home's word about it.
 const UNANNOUNCED: Duration = Duration::from_secs(60);
+/// Most processes that are prepared for images at a time.
+const PREPARED: usize = 64;
 
 type Effect = HostEffect<NodeName>;
 
@@ -65,6 +68,8 @@ impl Tracer {
     /// # Errors
     /// Those of signalfd(2) and memfd_create(2).
     pub fn new(shared: Arc<Shared>, nest: Nest, commands: Receiver<Command>) -> io::Result<Self> {
+        // Asked now, so that the first arrival does not wait for the answers.
+        let _ = crate::cpu::record();
         Ok(Self {
             shared,
             nest,
@@ -233,6 +238,18 @@ impl Tracer {
             Command::HomeGone(why) => {
                 self.over.get_or_insert(why);
             }
+            Command::Prepare(pid, epoch, files, threads) => self.prepare(pid, epoch, files, threads),
+            Command::Unprepare(pid, epoch) => {
+                if let Some(process) = self.processes.get_mut(&pid)
+                    && process
+                        .prepared
+                        .as_ref()
+                        .is_some_and(|prepared| prepared.epoch() == epoch)
+                {
+                    process.unprepare();
+                    self.forget_idle(pid);
+                }
+            }
             Command::Arrive { image, from, answer } => {
                 let (pid, epoch) = (image.pid, image.epoch);
                 if let Err(error) = super::check::image(&image) {
@@ -284,8 +301,8 @@ impl Tracer {
             }
             Command::Exit(pid, how) => self.ended(pid, how),
             Command::HungUp(pid) => tracing::debug!(%pid, "the listener has nobody left"),
-            Command::DepartHome { pid, epoch, stream } => {
-                self.process(pid).way = Some(stream);
+            Command::DepartHome { pid, epoch, streams } => {
+                self.process(pid).way = Some(streams);
                 self.order(
                     pid,
                     Order::Depart {
@@ -297,10 +314,10 @@ impl Tracer {
                 if let Some(mut unused) = self.processes.get_mut(&pid).and_then(|process| process.way.take()) {
                     let reason = "the process is not running here, or leaves already".to_owned();
                     let no = ToHome::CannotDepart { pid, epoch, reason };
-                    let _ = encode_body(&no).map(|body| unused.send(&body, &[]));
+                    let _ = encode_body(&no).map(|body| unused.image.send(&body, &[]));
                 }
             }
-            Command::Ready(pid, attempt, Ok(stream)) => self.capture(pid, attempt, stream, false),
+            Command::Ready(pid, attempt, Ok(streams)) => self.capture(pid, attempt, streams, false),
             Command::Ready(pid, attempt, Err(why)) => {
                 self.process(pid).why = why;
                 self.step(pid, HostEvent::FreezeFailed(attempt));
@@ -387,6 +404,8 @@ impl Tracer {
             | ToHost::MapFile { .. }
             | ToHost::NoFile(_)
             | ToHost::Arrive(_)
+            | ToHost::Prepare { .. }
+            | ToHost::Lane { .. }
             | ToHost::Pages { .. }
             | ToHost::ImageEnd { .. }
             | ToHost::Reply(_) => tracing::warn!("home said something on the session that belongs elsewhere"),
@@ -485,9 +504,30 @@ impl Tracer {
         for effect in effects {
             self.perform(pid, effect);
         }
+        self.forget_idle(pid);
+    }
+
+    fn forget_idle(&mut self, pid: Pid) {
         if self.processes.get(&pid).is_some_and(Process::is_idle) {
             self.processes.remove(&pid);
         }
+    }
+
+    /// Makes a process for an image that is still to come, when its place is free. That there is none is no error: it is made with the image.
+    fn prepare(&mut self, pid: Pid, epoch: Epoch, files: Vec<FileRef>, threads: Vec<Tid>) {
+        let others = self.processes.values().filter(|process| process.prepared.is_some());
+        if others.count() >= PREPARED {
+            return;
+        }
+        let process = self.process(pid);
+        if process.built.is_none() && process.incoming.is_none() {
+            process.unprepare();
+            match build::Prepared::new(&self.shared, &self.nest, &self.program, (pid, epoch), (files, threads)) {
+                Ok(prepared) => self.process(pid).prepared = Some(prepared),
+                Err(error) => tracing::debug!(%pid, %error, "nothing is prepared"),
+            }
+        }
+        self.forget_idle(pid);
     }
 
     fn perform(&mut self, pid: Pid, effect: Effect) {
@@ -553,7 +593,11 @@ impl Tracer {
                 reason: why(),
             },
             Report::Running(epoch) => ToHome::Running { pid, epoch },
-            Report::Frozen(epoch) => ToHome::Frozen { pid, epoch },
+            Report::Frozen(epoch) => ToHome::Frozen {
+                pid,
+                epoch,
+                for_us: process.still.map_or(0, |since| since.elapsed().as_micros() as u64),
+            },
             Report::CannotDepart(epoch) => ToHome::CannotDepart {
                 pid,
                 epoch,
@@ -586,15 +630,22 @@ impl Tracer {
         };
         let mut image = image;
         let signals = Signals::arriving(&mut image);
-        match build::begin(&self.shared, &self.nest, &self.program, image) {
-            Ok((built, memory)) => {
+        let prepared = self.process(pid).prepared.take();
+        match build::begin(&self.shared, &self.nest, &self.program, image, prepared) {
+            Ok((mut built, memory)) => {
                 fault::at("host.building");
                 let process = self.process(pid);
                 process.signals = signals;
-                process.tids = vec![built.body.pid];
-                process.built = Some(built);
                 // A receiver that is gone has sent, or will send, that its stream broke.
                 let _ = answer.send(Ok(memory));
+                // While its pages come.
+                let made = built.threads();
+                process.tids = built.body.tids.clone();
+                process.built = Some(built);
+                if let Err(error) = made {
+                    process.why = error.to_string();
+                    self.step(pid, HostEvent::BuildFailed(epoch));
+                }
             }
             Err(error) => {
                 let why = error.to_string();
@@ -614,7 +665,7 @@ impl Tracer {
             return;
         }
         let Some(built) = &mut process.built else { return };
-        match built.finish(&self.nest) {
+        match built.finish(&self.shared, &self.nest) {
             Ok(calls) => {
                 fault::at("host.built");
                 process.tids = built.body.tids.clone();
@@ -671,8 +722,8 @@ impl Tracer {
         fault::at("source.leaving");
         let shared = Arc::clone(&self.shared);
         let process = self.process(pid);
-        if let Some(stream) = process.way.take() {
-            return self.capture(pid, attempt, stream, true);
+        if let Some(streams) = process.way.take() {
+            return self.capture(pid, attempt, streams, true);
         }
         let (Some(Destination::Node { node, fingerprint }), Some(built)) = (&process.destination, &process.built)
         else {
@@ -680,17 +731,20 @@ impl Tracer {
             return self.step(pid, HostEvent::FreezeFailed(attempt));
         };
         let peer = mosix_wire::control::Fingerprint(*fingerprint);
-        let node = node.clone();
+        let host = built.body.pid;
         let file_of = |inode| mapping::file_of(&shared, inode);
-        let files = maps::read(built.body.pid).map_or_else(
+        let files = maps::read(host).map_or_else(
             |_| built.image.files.clone(),
             |present| layout::files(&present, &file_of),
         );
+        let numbers = built.numbers();
+        let threads = process.tids.iter().filter_map(|tid| numbers.get(tid).copied().map(Tid));
+        let (there, threads) = ((node.clone(), peer), threads.collect());
         process.offered.clone_from(&files);
-        depart::dial(&shared, pid, attempt, node, peer, files);
+        depart::dial(&shared, (pid, host), attempt, there, files, threads);
     }
 
-    fn capture(&mut self, pid: Pid, attempt: Epoch, stream: Box<crate::link::Sender>, to_home: bool) {
+    fn capture(&mut self, pid: Pid, attempt: Epoch, streams: Box<depart::Streams>, to_home: bool) {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
@@ -698,22 +752,22 @@ impl Tracer {
             return;
         }
         let shared = Arc::clone(&self.shared);
-        let mut stream = Some(stream);
-        match depart::begin(&shared, process, attempt, &mut stream, to_home) {
+        let mut streams = Some(streams);
+        match depart::begin(&shared, process, attempt, &mut streams, to_home) {
             Ok(()) => {
                 fault::at("source.frozen");
                 self.step(pid, HostEvent::BodyFrozen(attempt));
             }
             Err(error) => {
                 process.why = error.to_string();
-                if let (Some(mut stream), true) = (stream, to_home) {
+                if let (Some(mut streams), true) = (streams, to_home) {
                     // Home waits on the stream as well as on the session.
                     let no = ToHome::CannotDepart {
                         pid,
                         epoch: attempt,
                         reason: reason(&error),
                     };
-                    let _ = encode_body(&no).map(|body| stream.send(&body, &[]));
+                    let _ = encode_body(&no).map(|body| streams.image.send(&body, &[]));
                 }
                 let undone = depart::undo(process);
                 if undone.is_err() || process.tids.is_empty() {

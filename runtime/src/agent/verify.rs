@@ -8,7 +8,8 @@ use crate::process::maps::{self, Mapping};
 use crate::process::materialise::Body;
 use mosix_loader::script::abi::{SHARED, SHARED_SIZE, TEXT_ROOM, WINDOW};
 use mosix_wire::image::{ProcessImage, VmaFlags};
-use std::io;
+use std::collections::HashMap;
+use std::io::{self, Read};
 
 /// Why a built body must not run.
 #[derive(Debug, thiserror::Error)]
@@ -72,39 +73,69 @@ const MUST: [(&str, &str); 7] = [
     ("CapAmb:", "0000000000000000"),
 ];
 
-/// Looks at a stopped body.
+/// Looks at threads of a process; gives their numbers here and in their namespace.
+///
+/// # Errors
+/// The first thing wrong with one.
+pub fn threads(pid: i32, tids: &[i32]) -> Result<Vec<(i32, i32)>, Unsafe> {
+    let proc = |file| move |error| Unsafe::Proc { pid, file, error };
+    let mut numbers = Vec::with_capacity(tids.len());
+    let mut status = Vec::new();
+    for tid in tids.iter().copied() {
+        status.clear();
+        std::fs::File::open(format!("/proc/{pid}/task/{tid}/status"))
+            .and_then(|mut file| file.read_to_end(&mut status))
+            .map_err(proc("task/status"))?;
+        let status = String::from_utf8_lossy(&status);
+        let value = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            line.unwrap_or("missing").trim()
+        };
+        let bad = |field, value: &str| Unsafe::Thread {
+            tid,
+            field,
+            value: value.to_owned(),
+        };
+        if let Some((field, _)) = MUST.iter().find(|(field, must)| value(field) != *must) {
+            return Err(bad(field, value(field)));
+        }
+        let inside = value("NSpid:");
+        let number = inside
+            .split_whitespace()
+            .next_back()
+            .and_then(|number| number.parse().ok());
+        numbers.push((tid, number.ok_or_else(|| bad("NSpid:", inside))?));
+    }
+    Ok(numbers)
+}
+
+/// Looks at a stopped body, whose threads [`threads`] has looked at after they got their filter.
 ///
 /// # Errors
 /// The first thing wrong with it.
-pub fn body(body: &Body, image: &ProcessImage) -> Result<(), Unsafe> {
+pub fn body(body: &Body, image: &ProcessImage, numbers: &[(i32, i32)]) -> Result<(), Unsafe> {
     let pid = body.pid;
     let proc = |file| move |error| Unsafe::Proc { pid, file, error };
     let mut found = freeze::threads(pid).map_err(proc("task"))?;
     let mut wanted = body.tids.clone();
     found.sort_unstable();
     wanted.sort_unstable();
-    if found != wanted || wanted.len() != image.threads.len() {
+    let looked_at: HashMap<i32, i32> = numbers.iter().copied().collect();
+    if found != wanted || wanted.len() != image.threads.len() || wanted.len() != looked_at.len() {
         return Err(Unsafe::Threads {
             pid,
             found: found.len(),
             wanted: image.threads.len(),
         });
     }
-    for tid in found {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).map_err(proc("task/status"))?;
-        for (field, must) in MUST {
-            let value = status
-                .lines()
-                .find_map(|line| line.strip_prefix(field))
-                .unwrap_or("missing")
-                .trim();
-            if value != must {
-                return Err(Unsafe::Thread {
-                    tid,
-                    field,
-                    value: value.to_owned(),
-                });
-            }
+    for (tid, thread) in body.tids.iter().zip(&image.threads) {
+        let number = looked_at.get(tid);
+        if number != Some(&thread.tid.0) {
+            return Err(Unsafe::Thread {
+                tid: *tid,
+                field: "NSpid:",
+                value: number.map_or_else(|| "not looked at".to_owned(), ToString::to_string),
+            });
         }
     }
     let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd"))

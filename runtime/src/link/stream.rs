@@ -193,6 +193,11 @@ impl Stream {
         self.tx.wear_out();
     }
 
+    /// The sending half, where it is.
+    pub fn sender(&mut self) -> &mut Sender {
+        &mut self.tx
+    }
+
     /// Gives the two halves, for two threads.
     pub fn split(self) -> (Sender, Receiver) {
         (self.tx, self.rx)

@@ -108,6 +108,11 @@ impl HomeEngine {
                 return;
             };
             tracing::debug!(pid, ?event, state = ?process.state, "step");
+            if let (Some(journey), HomeEvent::Frame(..) | HomeEvent::Report(_, Report::Running(_))) =
+                (&mut process.journey, &event)
+            {
+                journey.thawed.get_or_insert_with(Instant::now);
+            }
             let before = process.state.accepted().map(|(node, epoch)| (node.clone(), epoch));
             // A reader may just now let the first call of an awaited body through, and its word be still on the way to this thread. Who
             // takes a body back must know, and shut the gate in the same moment: else the call and the old copy both have effects.
@@ -149,6 +154,12 @@ impl HomeEngine {
                 self.flush(pid);
             }
             self.settle(cx, pid);
+            // Freeing memory takes its time; who asked for the move need not wait for that.
+            if let Some(process) = self.processes.get_mut(&pid)
+                && std::mem::take(&mut process.drop_due)
+            {
+                process.drop_memory();
+            }
         }
         self.retry(cx);
     }
@@ -210,6 +221,7 @@ impl HomeEngine {
                 fault::at("home.dropping");
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.settle_away(self.hosts.as_ref().map(|hosts| hosts.view()));
+                    process.drop_due = true;
                 }
             }
             HomeEffect::DiscardHere => {
@@ -280,6 +292,7 @@ impl HomeEngine {
                     epoch: attempt,
                     to,
                     known_files: Vec::new(),
+                    lanes: 0,
                 }
             }
             Order::Expect { epoch, from } => {

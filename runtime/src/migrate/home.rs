@@ -11,6 +11,7 @@ use crate::deputy::RESUMED;
 use crate::deputy::calls::Ended;
 use crate::process::enter::{Wait, enter};
 use crate::process::materialise::{process_state, queue_pending, set_thread, thread_state};
+use crate::process::phases::Phases;
 use crate::process::waited::monotonic;
 use crate::process::window::ScriptError;
 use crate::process::{maps, restore};
@@ -79,6 +80,7 @@ pub fn repair(process: &mut Process, image: &ProcessImage) -> Result<Ready, Retu
     let pid = process.pid;
     let os = |error| ReturnError::Os { pid, error };
     let failed = |step| move |error| ReturnError::Script { pid, step, error };
+    let mut phases = Phases::default();
     let deputy = process.deputy.as_ref().ok_or(ReturnError::Threads(pid))?;
     let mut seats: Vec<i32> = deputy.seats().into_iter().map(|(tid, _)| tid).collect();
     let mut threads: Vec<i32> = image.threads.iter().map(|thread| thread.tid.0).collect();
@@ -97,6 +99,7 @@ pub fn repair(process: &mut Process, image: &ProcessImage) -> Result<Ready, Retu
     process
         .run(&[Op::may(libc::SYS_brk, [image.mm.fields[5], 0, 0, 0, 0, 0])])
         .map_err(failed("program break"))?;
+    phases.mark("drop, break");
     let here = maps::read(pid).map_err(os)?;
     let sent = (process.layout.vmas.as_slice(), process.layout.files.as_slice());
     let repair = restore::repair(&here, sent, (&image.vmas, &image.files));
@@ -113,6 +116,8 @@ pub fn repair(process: &mut Process, image: &ProcessImage) -> Result<Ready, Retu
         })?;
         fills.push((start, length, source, offset));
     }
+    phases.mark("memory map");
+    phases.log(pid, "repair");
     Ok(Ready {
         memory,
         fills,
@@ -166,6 +171,7 @@ pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), Retu
         error,
     };
     let deputy = process.deputy.clone().ok_or(ReturnError::Threads(pid))?;
+    let mut phases = Phases::default();
     let window = deputy.window();
     let mut posted = Vec::new();
     let mut undressed = HashSet::new();
@@ -186,6 +192,8 @@ pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), Retu
         posted.push((slot, ops));
     }
     let deadline = Instant::now() + Duration::from_secs(10);
+    let slots: Vec<u32> = posted.iter().map(|(slot, _)| *slot).collect();
+    window.settle(&slots, deadline).map_err(|error| failed(error.into()))?;
     for (slot, ops) in &posted {
         window.finish(*slot, ops, deadline).map_err(failed)?;
     }
@@ -196,12 +204,16 @@ pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), Retu
             queue_pending(window, slot, image.pid, thread).map_err(failed)?;
         }
     }
+    phases.mark("threads");
     let (ops, bytes) = process_state(image, SHARED + STATE_DATA);
     window
         .shared()
         .write(STATE_DATA, &bytes)
         .map_err(|error| failed(error.into()))?;
-    process.run(&ops).map(drop).map_err(failed)
+    let done = process.run(&ops).map(drop).map_err(failed);
+    phases.mark("process");
+    phases.log(pid, "dress");
+    done
 }
 
 /// Lets the whole process run at home. Threads with open calls linger; the rest is native again.
@@ -212,6 +224,12 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
     process.lingering.clear();
     process.mapped.clear();
     let waiting = go_on_waiting(process, image);
+    // All at once: each stop is a switch to the thread and back. Who is gone is told by the next thing that is done with it.
+    let mut phases = Phases::default();
+    for thread in image.threads.iter().filter(|thread| !waiting.contains(&thread.tid.0)) {
+        let _ = super::signals::interrupt(process, thread.tid.0);
+    }
+    phases.mark("stop");
     for thread in &image.threads {
         let tid = thread.tid.0;
         if waiting.contains(&tid) {
@@ -256,6 +274,8 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
         }
     }
     process.dropped = false;
+    phases.mark("registers");
+    phases.log(process.pid, "release");
 }
 
 /// Goes on with a call that the thread's departure interrupted and that no host has made again, where only the deputy knows how: the rest

@@ -4,7 +4,9 @@ use super::Message;
 use super::hosts::Hosts;
 use super::outgoing::Errand;
 use crate::fault;
+use crate::process::landing::Landing;
 use crate::supervisor::engine::Handle;
+use crate::transfer::{self, Failure};
 use mosix_sys::procmem::ProcMem;
 use mosix_wire::ids::Pid;
 use mosix_wire::link::{Destination, ToHome, ToHost};
@@ -47,8 +49,6 @@ pub fn start(hosts: Arc<Hosts>, handle: Handle<Message>, errand: Errand) -> std:
     Ok(tx)
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 fn run(
     hosts: &Arc<Hosts>,
     handle: &Handle<Message>,
@@ -57,51 +57,42 @@ fn run(
 ) -> Result<Option<u64>, Failure> {
     let pid = Pid(errand.pid);
     errand.progress("freezing", 0, 0);
-    let mut stream = hosts.pages(&errand.to, |what| errand.progress(what, 0, 0))?;
+    let waiting = |what: &str| errand.progress(what, 0, 0);
+    let mut stream = hosts.pages(&errand.to, waiting)?;
+    let lanes = transfer::open_lanes(transfer::lanes_for(errand.bytes), (pid, errand.attempt), true, || {
+        Ok(hosts.pages(&errand.to, waiting)?)
+    })?;
     let ask = ToHost::Depart {
         pid,
         epoch: errand.attempt,
         to: Destination::Home,
         known_files: Vec::new(),
+        lanes: lanes.len() as u8,
     };
     stream.send(&postcard::to_stdvec(&ask)?, &[])?;
-    match stream.recv()?.message::<ToHome>()? {
+    let vmas = match stream.recv()?.message::<ToHome>()? {
         ToHome::Departing(image) if image.pid == pid && image.epoch == errand.attempt => {
             fault::at("home.receiving");
+            let vmas = image.vmas.clone();
             handle.message(Message::Image {
                 pid: errand.pid,
                 attempt: errand.attempt,
                 image,
             });
+            vmas
         }
         ToHome::CannotDepart { reason, .. } => return Err(reason.into()),
         _ => return Err("the host sent something else than the image".into()),
-    }
+    };
     let Ok(ready) = ready.recv() else { return Ok(None) };
     prepare(&ready)?;
-    let mut frame = crate::link::Frame::default();
-    let mut bytes = 0u64;
-    loop {
-        stream.recv_into(&mut frame)?;
-        match frame.message::<ToHome>()? {
-            ToHome::Pages { pid: of, address } if of == pid => {
-                ready
-                    .memory
-                    .write(address, &frame.payload)
-                    .map_err(|error| format!("page at {address:#x}: {error}"))?;
-                bytes += frame.payload.len() as u64;
-                if bytes % (16 << 20) < frame.payload.len() as u64 {
-                    errand.progress("memory", bytes, 0);
-                }
-            }
-            ToHome::ImageEnd { pid: of, pages } if of == pid && pages * 4096 == bytes => {
-                fault::at("home.landed");
-                return Ok(Some(bytes));
-            }
-            ToHome::CannotDepart { reason, .. } => return Err(reason.into()),
-            _ => return Err("the host sent something else than pages, or not all of them".into()),
-        }
-    }
+    let landing = Landing::new(ready.memory, vmas);
+    let (_, mut stream) = stream.split();
+    let lanes = lanes.into_iter().map(|lane| lane.split().1).collect();
+    let progress = errand.of_memory(0);
+    let bytes = transfer::receive_all(pid, &mut stream, lanes, &landing, &progress)?;
+    fault::at("home.landed");
+    Ok(Some(bytes))
 }
 
 fn prepare(ready: &Ready) -> Result<(), Failure> {

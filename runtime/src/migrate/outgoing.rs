@@ -5,10 +5,12 @@ use super::hosts::Hosts;
 use crate::fault;
 use crate::link::Stream;
 use crate::process::layout::{self, Run};
-use crate::process::{maps, memory};
+use crate::process::memory::Feed;
+use crate::process::{capture, maps};
 use crate::supervisor::engine::{Handle, Reply};
+use crate::transfer::{self, Failure, Way};
 use mosix_sys::procmem::ProcMem;
-use mosix_wire::ids::{Epoch, NodeName, Pid};
+use mosix_wire::ids::{Epoch, NodeName, Pid, Tid};
 use mosix_wire::image::{FileRef, ProcessImage};
 use mosix_wire::job::{Answer, Progress};
 use mosix_wire::limits::PAGE_RUN;
@@ -16,6 +18,7 @@ use mosix_wire::link::{ToHome, ToHost};
 use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
@@ -43,6 +46,8 @@ pub struct Errand {
     pub to: NodeName,
     /// Who asked, for progress.
     pub reply: Option<Reply>,
+    /// About how much memory it has.
+    pub bytes: u64,
 }
 
 impl Errand {
@@ -55,6 +60,17 @@ impl Errand {
                 done,
                 total,
             }));
+        }
+    }
+
+    /// Tells it of memory, now and then: all streams of the move call what this returns.
+    pub fn of_memory(&self, total: u64) -> impl Fn(u64) + Sync {
+        let told = AtomicU64::new(0);
+        move |done| {
+            let part = done >> 24;
+            if told.fetch_max(part, Ordering::Relaxed) < part {
+                self.progress("memory", done, total);
+            }
         }
     }
 }
@@ -86,8 +102,6 @@ pub fn start(hosts: Arc<Hosts>, handle: Handle<Message>, errand: Errand) -> std:
 /// How long a host may take to say why it has ended a stream.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
-
 fn run(
     hosts: &Arc<Hosts>,
     handle: &Handle<Message>,
@@ -97,7 +111,7 @@ fn run(
     errand.progress("connecting", 0, 0);
     hosts.get(&errand.to)?;
     let mut stream = hosts.pages(&errand.to, |what| errand.progress(what, 0, 0))?;
-    transfer(&mut stream, handle, errand, captured).map_err(|error| refusal(&mut stream).unwrap_or(error))
+    transfer(&mut stream, hosts, handle, errand, captured).map_err(|error| refusal(&mut stream).unwrap_or(error))
 }
 
 /// What the host says to explain why it takes no more.
@@ -111,6 +125,7 @@ fn refusal(stream: &mut Stream) -> Option<Failure> {
 
 fn transfer(
     stream: &mut Stream,
+    hosts: &Hosts,
     handle: &Handle<Message>,
     errand: &Errand,
     captured: &Receiver<Outgoing>,
@@ -120,7 +135,22 @@ fn transfer(
     let mappings = maps::read(errand.pid)?;
     if let Ok(layout) = layout::of_home(errand.pid, &mappings, |_| true) {
         send_files(stream, &layout.files, &layout.paths, &mut known, errand)?;
+        let ahead = ToHost::Prepare {
+            pid: Pid(errand.pid),
+            epoch: errand.attempt,
+            files: layout.files,
+            threads: crate::process::freeze::threads(errand.pid)?
+                .into_iter()
+                .map(Tid)
+                .collect(),
+            clocks: capture::clocks(),
+        };
+        send(stream, &ahead, &[])?;
     }
+    let host = Pid(errand.pid);
+    let lanes = transfer::open_lanes(transfer::lanes_for(errand.bytes), (host, errand.attempt), false, || {
+        Ok(hosts.pages(&errand.to, |what| errand.progress(what, 0, 0))?)
+    })?;
     handle.message(Message::Prepared {
         pid: errand.pid,
         attempt: errand.attempt,
@@ -130,26 +160,14 @@ fn transfer(
     let pid = outgoing.image.pid;
     send(stream, &ToHost::Arrive(outgoing.image), &[])?;
     fault::at("home.sending");
-    let total: u64 = outgoing.runs.iter().map(|run| run.range.end - run.range.start).sum();
-    let mut done = 0;
-    let bytes = memory::read(&outgoing.memory, &outgoing.runs, |address, bytes| {
-        send(stream, &ToHost::Pages { pid, address }, &[bytes]).map_err(std::io::Error::other)?;
-        done += bytes.len() as u64;
-        if done % (16 << 20) < bytes.len() as u64 {
-            errand.progress("memory", done, total);
-        }
-        Ok(())
-    })?;
+    let feed = Feed::new(&outgoing.memory, &outgoing.runs);
+    let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.split().0).collect();
+    let count = lanes.len() as u8;
+    let progress = errand.of_memory(feed.total());
+    let pages = transfer::send((pid, Way::ToHost), &feed, stream.sender(), lanes, &progress)?;
     fault::at("home.sent");
-    send(
-        stream,
-        &ToHost::ImageEnd {
-            pid,
-            pages: bytes / 4096,
-        },
-        &[],
-    )?;
-    Ok(Some(bytes))
+    stream.send(&Way::ToHost.end(pid, pages, count)?, &[])?;
+    Ok(Some(feed.sent()))
 }
 
 fn send(stream: &mut Stream, message: &ToHost, payload: &[&[u8]]) -> Result<(), Failure> {

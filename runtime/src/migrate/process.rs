@@ -10,6 +10,7 @@ use crate::process::capture::{self, CaptureError, Captured, capture};
 use crate::process::freeze::{FreezeError, Frozen, freeze, release};
 use crate::process::inject::{InjectError, has_window, inject};
 use crate::process::layout::{self, Layout, Unmovable};
+use crate::process::phases::Phases;
 use crate::process::rest::{self, Timeout};
 use crate::process::restart::Standing;
 use crate::process::step;
@@ -86,6 +87,8 @@ pub struct Journey {
     pub begun: Instant,
     /// When the process stopped computing.
     pub frozen: Option<Instant>,
+    /// When it was known to compute again.
+    pub thawed: Option<Instant>,
     /// Bytes of memory sent.
     pub bytes: u64,
     /// Why it failed, once known.
@@ -154,6 +157,10 @@ pub struct Process {
     pub stops: Vec<i32>,
     /// The deputy's threads take signals: whoever makes one execute something must keep them off.
     pub open: bool,
+    /// The old copy's memory is to be dropped as soon as the move was reported.
+    pub drop_due: bool,
+    /// Bytes of memory that its last move carried.
+    pub carried: u64,
     /// Open calls to be cancelled when their deputy thread stops: thread, number.
     pub cancels: HashMap<i32, Seq>,
 }
@@ -192,6 +199,8 @@ impl Process {
             again: None,
             stops: Vec::new(),
             open: false,
+            drop_due: false,
+            carried: 0,
             cancels: HashMap::new(),
         }
     }
@@ -207,13 +216,14 @@ impl Process {
     }
 
     /// The errand of a worker for the move under way.
-    pub fn errand(&self, attempt: Epoch, node: NodeName) -> Errand {
+    pub fn errand(&self, attempt: Epoch, node: NodeName, bytes: u64) -> Errand {
         let reply = self.journey.as_ref().and_then(|journey| journey.reply.clone());
         Errand {
             pid: self.pid,
             attempt,
             to: node,
             reply,
+            bytes,
         }
     }
 
@@ -230,11 +240,13 @@ impl Process {
     ) -> Result<Outgoing, DepartError> {
         let pid = self.pid;
         let flags = maps::flags(pid).unwrap_or_default();
+        let mut phases = Phases::default();
         if let Some(journey) = &mut self.journey {
             journey.frozen = Some(Instant::now());
         }
         let lingering: Vec<i32> = self.lingering.keys().copied().collect();
         let mut frozen = freeze(pid, &lingering, FREEZE_LIMIT)?;
+        phases.mark("freeze");
         for thread in &mut frozen.threads {
             if let Some((switches, since)) = self.waits.get(&thread.tid)
                 && thread.switches == Some(*switches)
@@ -245,7 +257,8 @@ impl Process {
             }
         }
         self.waits.clear();
-        let captured = self.capture(frozen, attempt, home, &flags, sole, deputy);
+        let captured = self.capture(frozen, (attempt, home), &flags, sole, deputy, &mut phases);
+        phases.log(pid, "departure");
         if captured.is_err() {
             self.wake();
         }
@@ -255,11 +268,11 @@ impl Process {
     fn capture(
         &mut self,
         frozen: Frozen,
-        attempt: Epoch,
-        home: Nonce,
+        (attempt, home): (Epoch, Nonce),
         flags: &HashMap<u64, Vec<[u8; 2]>>,
         sole: impl Fn(&maps::Mapping) -> bool,
         deputy: impl FnOnce(crate::process::window::Window) -> io::Result<Arc<Deputy>>,
+        phases: &mut Phases,
     ) -> Result<Outgoing, DepartError> {
         let pid = self.pid;
         let os = |what| move |error| DepartError::Os { pid, what, error };
@@ -276,7 +289,8 @@ impl Process {
         let frozen = &*frozen;
         maps::attach(&mut mappings, flags);
         let layout = layout::of_home(pid, &mappings, sole).map_err(|why| DepartError::Unmovable { pid, why })?;
-        let kept = has_window(pid).map_err(os("maps"))?;
+        phases.mark("maps");
+        let kept = has_window(&mappings);
         let deputy = match self.deputy.take() {
             Some(deputy) if kept => deputy,
             stale => {
@@ -292,7 +306,9 @@ impl Process {
         // Until the deputy's threads take signals: what a call raises must be on its way before the call's answer.
         deputy.defer();
         let memory = ProcMem::force(pid).map_err(os("memory"))?;
+        phases.mark("window");
         let captured = self.threads_of(&deputy)?;
+        phases.mark("capture");
         let runs = layout::runs(pid, &layout.vmas, &layout.pages).map_err(os("pagemap"))?;
         let image = ProcessImage {
             pid: Pid(pid),
@@ -313,6 +329,7 @@ impl Process {
             cpu: self.birth.clone(),
             attributes: captured.attributes,
         };
+        phases.mark("image");
         let paths = layout.paths.clone();
         self.layout = layout;
         self.image = Some(image.clone());
@@ -352,6 +369,7 @@ impl Process {
         };
         for thread in &mut captured.threads {
             thread.pending.clear();
+            thread.cpu_ns = 0;
         }
         for thread in captured.threads.iter_mut().filter(|thread| thread.in_flight) {
             // Its call goes on under a number of its own: what the stop has cut short is taken up by it alone.
@@ -400,7 +418,7 @@ impl Process {
     pub fn settle_away(&mut self, job: Option<&Job>) {
         self.frozen = None;
         self.lingering.clear();
-        for tid in self.held.clone() {
+        for tid in self.interrupt_all() {
             if let Err(error) = harden(self, tid) {
                 tracing::debug!(tid, %error, "thread is gone");
             }
@@ -409,6 +427,10 @@ impl Process {
         if let (Some(deputy), Some(job)) = (&self.deputy, job) {
             deputy.undefer(job);
         }
+    }
+
+    /// Drops the memory of a deputy whose body runs elsewhere.
+    pub fn drop_memory(&mut self) {
         let mappings = maps::read(self.pid).unwrap_or_default();
         let drop = restore::drop_memory(&mappings);
         match self.run(&drop) {
@@ -417,9 +439,18 @@ impl Process {
         }
     }
 
+    /// Interrupts all threads, so that they stop side by side; who they are.
+    fn interrupt_all(&mut self) -> Vec<i32> {
+        let tids: Vec<i32> = self.held.iter().copied().collect();
+        for tid in &tids {
+            let _ = super::signals::interrupt(self, *tid);
+        }
+        tids
+    }
+
     /// Takes signals off all threads, or lets them through again.
     pub fn shut(&mut self, shut: bool) {
-        for tid in self.held.clone() {
+        for tid in self.interrupt_all() {
             if let Err(error) = super::signals::set_mask(self, tid, if shut { u64::MAX } else { 0 }) {
                 tracing::debug!(tid, %error, "thread is gone");
             }

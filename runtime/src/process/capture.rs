@@ -94,27 +94,8 @@ pub fn capture(
     if count > mosix_wire::limits::THREADS || count == 0 || slots.len() != count {
         return Err(CaptureError::Threads { pid: frozen.pid, count });
     }
-    let entry = stub()?.deputy_entry;
-    let mut images = Vec::with_capacity(count);
-    let mut scripts = Vec::with_capacity(count);
-    let shared_pending = ptrace::pending(frozen.pid, true).unwrap_or_default();
-    for (slot, thread) in slots.iter().copied().zip(&frozen.threads) {
-        let image =
-            outside(thread, number(thread.tid)).map_err(|error| CaptureError::Thread { tid: thread.tid, error })?;
-        let script = questions(slot, &image);
-        window.reset(slot).map_err(ScriptError::from)?;
-        window.post(slot, &script)?;
-        enter(thread.tid, slot, entry).map_err(|error| CaptureError::Thread { tid: thread.tid, error })?;
-        images.push(image);
-        scripts.push(script);
-    }
-    let deadline = Instant::now() + SCRIPT_LIMIT;
-    for (slot, (image, script)) in slots.iter().copied().zip(images.iter_mut().zip(&scripts)) {
-        let results = window.finish(slot, script, deadline)?;
-        answers(window, slot, &results, image)?;
-    }
-    let (actions, brk, attributes) = process_questions(window, slots[0])?;
-    let pending = shared_pending.into_iter().map(|info| SigInfo(info.to_vec())).collect();
+    let mut images = outside(frozen, number)?;
+    let (actions, brk, attributes, pending) = inside(frozen, window, slots, &mut images, true)?;
     Ok(Captured {
         threads: images,
         actions,
@@ -124,9 +105,59 @@ pub fn capture(
     })
 }
 
+/// What the kernel tells of frozen threads from outside. Nothing of them has changed yet.
+///
+/// # Errors
+/// A thread vanished.
+pub fn outside(frozen: &Frozen, number: impl Fn(i32) -> i32) -> Result<Vec<ThreadImage>, CaptureError> {
+    let one = |thread: &FrozenThread| {
+        outside_one(thread, number(thread.tid)).map_err(|error| CaptureError::Thread { tid: thread.tid, error })
+    };
+    frozen.threads.iter().map(one).collect()
+}
+
+type Inside = (Vec<SigAction>, u64, Attributes, Vec<SigInfo>);
+
+/// Sends every thread into the stub and asks it the rest; gives what concerns the process: dispositions, program break, attributes, pending
+/// signals. Names and timer slacks are asked for `at_home` alone: on a host these calls are home's.
+///
+/// # Errors
+/// [`CaptureError`]; some threads are in the stub then, some are not.
+pub fn inside(
+    frozen: &Frozen,
+    window: &Window,
+    slots: &[u32],
+    images: &mut [ThreadImage],
+    at_home: bool,
+) -> Result<Inside, CaptureError> {
+    let count = frozen.threads.len();
+    if count > mosix_wire::limits::THREADS || count == 0 || slots.len() != count || images.len() != count {
+        return Err(CaptureError::Threads { pid: frozen.pid, count });
+    }
+    let entry = stub()?.deputy_entry;
+    let mut scripts = Vec::with_capacity(count);
+    let shared_pending = ptrace::pending(frozen.pid, true).unwrap_or_default();
+    for ((slot, thread), image) in slots.iter().copied().zip(&frozen.threads).zip(images.iter()) {
+        let script = questions(slot, image, at_home);
+        window.reset(slot).map_err(ScriptError::from)?;
+        window.post(slot, &script)?;
+        enter(thread, slot, entry).map_err(|error| CaptureError::Thread { tid: thread.tid, error })?;
+        scripts.push(script);
+    }
+    let deadline = Instant::now() + SCRIPT_LIMIT;
+    window.settle(slots, deadline).map_err(ScriptError::from)?;
+    for (slot, (image, script)) in slots.iter().copied().zip(images.iter_mut().zip(&scripts)) {
+        let results = window.finish(slot, script, deadline)?;
+        answers(window, slot, &results, image, at_home)?;
+    }
+    let (actions, brk, attributes) = process_questions(window, slots[0])?;
+    let pending = shared_pending.into_iter().map(|info| SigInfo(info.to_vec())).collect();
+    Ok((actions, brk, attributes, pending))
+}
+
 /// Points a stopped thread at the stub with all signals blocked, and lets it go.
-fn enter(tid: i32, slot: u32, entry: u64) -> io::Result<()> {
-    let mut regs = ptrace::regs(tid)?;
+fn enter(thread: &FrozenThread, slot: u32, entry: u64) -> io::Result<()> {
+    let (tid, mut regs) = (thread.tid, thread.regs);
     regs.set_orig_rax(u64::MAX);
     regs.set_rax(0);
     regs.set_rip(entry);
@@ -139,9 +170,8 @@ fn enter(tid: i32, slot: u32, entry: u64) -> io::Result<()> {
     ptrace::cont(tid, 0)
 }
 
-fn outside(thread: &FrozenThread, number: i32) -> io::Result<ThreadImage> {
+fn outside_one(thread: &FrozenThread, number: i32) -> io::Result<ThreadImage> {
     let tid = thread.tid;
-    let comm = std::fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
     // What a host executes itself is no call of home's that goes on.
     let forwarded = table::row(thread.regs.orig_rax() as u32).forwards();
     Ok(ThreadImage {
@@ -164,7 +194,7 @@ fn outside(thread: &FrozenThread, number: i32) -> io::Result<ThreadImage> {
             .map(|info| SigInfo(info.to_vec()))
             .collect(),
         timer_slack: 0,
-        comm: comm.trim_end().to_owned(),
+        comm: String::new(),
         seq: 0,
         in_flight: forwarded
             && (matches!(thread.standing, Standing::Block | Standing::Short(_)) || thread.since.is_some()),
@@ -176,8 +206,10 @@ fn outside(thread: &FrozenThread, number: i32) -> io::Result<ThreadImage> {
 /// Offsets in the slot's buffer of what the thread's script writes.
 const AT_ALTSTACK: usize = 0;
 const AT_TID_ADDRESS: usize = 32;
+const AT_NAME: usize = 48;
+const AT_END: usize = 64;
 
-fn questions(slot: u32, image: &ThreadImage) -> Vec<Op> {
+fn questions(slot: u32, image: &ThreadImage, at_home: bool) -> Vec<Op> {
     let buffer = Window::buffer(slot).0;
     let mut script = vec![
         Op::may(libc::SYS_sigaltstack, [0, buffer + AT_ALTSTACK as u64, 0, 0, 0, 0]),
@@ -185,8 +217,15 @@ fn questions(slot: u32, image: &ThreadImage) -> Vec<Op> {
             libc::SYS_prctl,
             [PR_GET_TID_ADDRESS, buffer + AT_TID_ADDRESS as u64, 0, 0, 0, 0],
         ),
-        Op::may(libc::SYS_prctl, [libc::PR_GET_TIMERSLACK as u64, 0, 0, 0, 0, 0]),
     ];
+    if at_home {
+        let name = buffer + AT_NAME as u64;
+        script.push(Op::may(
+            libc::SYS_prctl,
+            [libc::PR_GET_TIMERSLACK as u64, 0, 0, 0, 0, 0],
+        ));
+        script.push(Op::may(libc::SYS_prctl, [libc::PR_GET_NAME as u64, name, 0, 0, 0, 0]));
+    }
     if let Some(rseq) = image.rseq {
         // Left registered, the kernel would fault the area in again, or kill a deputy whose memory was dropped.
         let args = [
@@ -202,8 +241,14 @@ fn questions(slot: u32, image: &ThreadImage) -> Vec<Op> {
     script
 }
 
-fn answers(window: &Window, slot: u32, results: &[i64], image: &mut ThreadImage) -> Result<(), CaptureError> {
-    let bytes = window.read_buffer(slot, 0, 64).map_err(ScriptError::from)?;
+fn answers(
+    window: &Window,
+    slot: u32,
+    results: &[i64],
+    image: &mut ThreadImage,
+    at_home: bool,
+) -> Result<(), CaptureError> {
+    let bytes = window.read_buffer(slot, 0, AT_END).map_err(ScriptError::from)?;
     if results.first() == Some(&0) {
         let flags = u32_at(&bytes, AT_ALTSTACK + 8) as i32;
         image.altstack = (u64_at(&bytes, AT_ALTSTACK), flags, u64_at(&bytes, AT_ALTSTACK + 16));
@@ -211,7 +256,12 @@ fn answers(window: &Window, slot: u32, results: &[i64], image: &mut ThreadImage)
     if results.get(1) == Some(&0) {
         image.clear_child_tid = u64_at(&bytes, AT_TID_ADDRESS);
     }
-    image.timer_slack = results.get(2).copied().unwrap_or(0).max(0) as u64;
+    if at_home {
+        image.timer_slack = results.get(2).copied().unwrap_or(0).max(0) as u64;
+        let name = bytes.get(AT_NAME..AT_END).unwrap_or_default();
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        image.comm = String::from_utf8_lossy(name).into_owned();
+    }
     Ok(())
 }
 

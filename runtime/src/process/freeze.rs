@@ -135,6 +135,7 @@ pub fn state(pid: i32, tid: i32) -> Option<char> {
 /// the loop that waits for everybody, which tells whoever has to know of it.
 pub fn wait_for(tid: i32, deadline: Instant) -> io::Result<Option<Event>> {
     let begun = Instant::now();
+    let mut pause = Duration::from_micros(10);
     loop {
         if let Some(event) = ptrace::stop_or_end(tid)? {
             return Ok(Some(event));
@@ -143,10 +144,12 @@ pub fn wait_for(tid: i32, deadline: Instant) -> io::Result<Option<Event>> {
         if now >= deadline {
             return Ok(None);
         }
-        if now.duration_since(begun) < Duration::from_micros(300) {
-            std::thread::yield_now();
+        // Most stops are a matter of microseconds. Who yields on a busy machine comes back after everybody else: it sleeps instead.
+        if now.duration_since(begun) < Duration::from_micros(30) {
+            std::hint::spin_loop();
         } else {
-            std::thread::sleep(Duration::from_micros(100));
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_micros(200));
         }
     }
 }
@@ -190,6 +193,12 @@ fn collect(
     seized: &mut Vec<i32>,
 ) -> Result<(), FreezeError> {
     let mut sleepers = HashMap::new();
+    match state(pid, pid) {
+        Some('Z' | 'X') => return Err(FreezeError::ZombieLeader(pid)),
+        // All threads stop together.
+        Some('T') => return Err(FreezeError::Stopped(pid)),
+        _ => {}
+    }
     loop {
         let tids = threads(pid).map_err(|_| FreezeError::Ended(pid))?;
         let fresh: Vec<i32> = tids
@@ -200,17 +209,11 @@ fn collect(
             return Ok(());
         }
         for tid in fresh {
-            match state(pid, tid) {
-                Some('Z' | 'X') if tid == pid => return Err(FreezeError::ZombieLeader(pid)),
-                Some('T') => return Err(FreezeError::Stopped(pid)),
-                None | Some('Z' | 'X') => continue,
-                _ => {}
-            }
             // Until it is let go it may stand in code that only this tracer leads it out of: without the tracer it ends.
             match ptrace::seize(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
-                Err(error) if state(pid, tid).is_none_or(|state| state == 'Z') => {
+                Err(error) if tid != pid && state(pid, tid).is_none_or(|state| matches!(state, 'Z' | 'X')) => {
                     tracing::debug!(tid, %error, "thread ended while being seized");
                     continue;
                 }

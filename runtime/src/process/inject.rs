@@ -4,7 +4,7 @@
 //! mmaps, close. The memfd's number lives only while every thread is stopped: no descriptor of ours remains in a job process.
 
 use super::freeze::Frozen;
-use super::maps::{self, Mapping};
+use super::maps::Mapping;
 use super::step;
 use super::window::Window;
 use mosix_loader::script::abi::*;
@@ -179,8 +179,6 @@ impl Gadget {
 }
 
 /// Whether a process already has a window (its memory has not been replaced by exec since).
-pub fn has_window(tid: i32) -> io::Result<bool> {
-    Ok(maps::read(tid)?
-        .iter()
-        .any(|mapping| mapping.start == SHARED && mapping.shared))
+pub fn has_window(mappings: &[Mapping]) -> bool {
+    mappings.iter().any(|mapping| mapping.start == SHARED && mapping.shared)
 }

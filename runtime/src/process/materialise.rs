@@ -21,6 +21,7 @@ use mosix_loader::script::Op;
 use mosix_loader::script::abi::*;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event, Regs};
+use mosix_wire::ids::Tid;
 use mosix_wire::image::{Backing, ProcessImage, ThreadImage, Vma, VmaFlags};
 use std::io;
 use std::time::{Duration, Instant};
@@ -157,16 +158,16 @@ impl Body {
         ProcMem::force(self.pid).map_err(os("memory"))
     }
 
-    /// Step 3: all threads beyond the leader, each seized and waiting on its slot.
-    pub fn spawn_threads(&mut self, image: &ProcessImage) -> Result<(), BuildError> {
+    /// Step 3, which may be the first: all threads beyond the leader, each seized and waiting on the slot of its place in `threads`.
+    pub fn spawn_threads(&mut self, threads: &[Tid]) -> Result<(), BuildError> {
         let flags = (libc::CLONE_VM
             | libc::CLONE_FS
             | libc::CLONE_FILES
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM) as u64;
-        let mut ops = Vec::with_capacity(image.threads.len());
-        for (slot, thread) in image.threads.iter().enumerate().skip(1) {
+        let mut ops = Vec::with_capacity(threads.len());
+        for (slot, thread) in threads.iter().enumerate().skip(1) {
             let at = DATA + 0x1_0000 + slot as u64 * 128;
             let mut args = [0u8; 128];
             let mut put =
@@ -177,7 +178,7 @@ impl Body {
             put(6, SLOT_STACK_TOP - SLOT_BUFFER - SLOT_BUFFER_SIZE);
             put(8, SHARED + at + 96);
             put(9, 1);
-            args[96..100].copy_from_slice(&thread.tid.0.to_le_bytes());
+            args[96..100].copy_from_slice(&thread.0.to_le_bytes());
             self.window
                 .reset(slot as u32)
                 .map_err(|error| script("threads")(error.into()))?;
@@ -195,27 +196,15 @@ impl Body {
             return Ok(());
         }
         self.run(0, &ops, "threads")?;
-        self.find_threads(image)
-    }
-
-    /// Learns the tracer's numbers of the new threads by their numbers inside, and seizes them.
-    fn find_threads(&mut self, image: &ProcessImage) -> Result<(), BuildError> {
-        let mut inside = std::collections::HashMap::new();
+        // Which of them is which is asked when they stand still.
         for tid in super::freeze::threads(self.pid).map_err(os("threads"))? {
-            let status =
-                std::fs::read_to_string(format!("/proc/{}/task/{tid}/status", self.pid)).map_err(os("threads"))?;
-            let number = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-            let number = number
-                .and_then(|line| line.split_whitespace().next_back())
-                .and_then(|number| number.parse().ok());
-            inside.insert(number.unwrap_or(tid), tid);
+            if tid != self.pid {
+                ptrace::seize(tid, libc::PTRACE_O_EXITKILL).map_err(os("seizing a thread"))?;
+                self.tids.push(tid);
+            }
         }
-        for thread in &image.threads[1..] {
-            let tid = *inside
-                .get(&thread.tid.0)
-                .ok_or_else(|| os("threads")(io::ErrorKind::NotFound.into()))?;
-            ptrace::seize(tid, 0).map_err(os("seizing a thread"))?;
-            self.tids.push(tid);
+        if self.tids.len() != threads.len() {
+            return Err(os("threads")(io::ErrorKind::NotFound.into()));
         }
         Ok(())
     }
@@ -227,11 +216,18 @@ impl Body {
         for (slot, thread) in image.threads.iter().enumerate() {
             queue_pending(&self.window, slot as u32, image.pid, thread).map_err(script("pending signals"))?;
             let mut ops = self.dress_thread(slot as u32, thread)?;
+            // The leader's was set with its memory; a thread made before that does not have it.
+            let personality = image.attributes.personality.into();
+            ops.push(Op::may(libc::SYS_personality, [personality, 0, 0, 0, 0, 0]));
             ops.extend_from_slice(last);
             self.window.post(slot as u32, &ops).map_err(script("thread state"))?;
             scripts.push(ops);
         }
         let deadline = Instant::now() + LIMIT;
+        let slots: Vec<u32> = (0..scripts.len() as u32).collect();
+        self.window
+            .settle(&slots, deadline)
+            .map_err(|error| script("thread state")(error.into()))?;
         for (slot, ops) in scripts.iter().enumerate() {
             self.window
                 .finish(slot as u32, ops, deadline)
@@ -287,11 +283,32 @@ impl Body {
     }
 
     /// Step 7: every thread stops and gets its registers; nothing runs until [`Body::release`].
-    pub fn set_registers(&self, image: &ProcessImage) -> Result<(), BuildError> {
+    pub fn set_registers(&mut self, image: &ProcessImage) -> Result<(), BuildError> {
         stop_all(&self.tids).map_err(os("stopping a thread"))?;
+        self.sort_threads().map_err(os("telling threads apart"))?;
         for (tid, thread) in self.tids.iter().zip(&image.threads) {
             set_thread(*tid, thread).map_err(os("registers"))?;
         }
+        Ok(())
+    }
+
+    /// Puts the threads into the image's order: each stands in the slot of its place there.
+    fn sort_threads(&mut self) -> io::Result<()> {
+        let mut sorted = vec![0; self.tids.len()];
+        for tid in &self.tids {
+            // The leader came with exec and has its stack elsewhere.
+            let slot = if *tid == self.pid {
+                0
+            } else {
+                let stack = ptrace::regs(*tid)?.rsp().wrapping_sub(1);
+                stack.wrapping_sub(slot_address(0)) / SLOT_SIZE
+            };
+            match sorted.get_mut(usize::try_from(slot).unwrap_or(usize::MAX)) {
+                Some(place @ 0) => *place = *tid,
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+        self.tids = sorted;
         Ok(())
     }
 
@@ -319,24 +336,26 @@ pub fn stop_all(tids: &[i32]) -> io::Result<()> {
         ptrace::interrupt(*tid)?;
     }
     let deadline = Instant::now() + LIMIT;
-    for tid in tids {
-        loop {
-            match wait_for(*tid, deadline)? {
-                Some(Event::Stop(_)) => break,
-                Some(Event::Exited(_) | Event::Killed(..)) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
-                Some(Event::Signal(signal)) => {
-                    ptrace::cont(*tid, signal)?;
-                    ptrace::interrupt(*tid)?;
-                }
-                Some(_) => {
-                    ptrace::cont(*tid, 0)?;
-                    ptrace::interrupt(*tid)?;
-                }
-                None => return Err(io::ErrorKind::TimedOut.into()),
+    tids.iter().try_for_each(|tid| stopped(*tid, deadline))
+}
+
+/// Waits until an interrupted thread stands still.
+fn stopped(tid: i32, deadline: Instant) -> io::Result<()> {
+    loop {
+        match wait_for(tid, deadline)? {
+            Some(Event::Stop(_)) => return Ok(()),
+            Some(Event::Exited(_) | Event::Killed(..)) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            Some(Event::Signal(signal)) => {
+                ptrace::cont(tid, signal)?;
+                ptrace::interrupt(tid)?;
             }
+            Some(_) => {
+                ptrace::cont(tid, 0)?;
+                ptrace::interrupt(tid)?;
+            }
+            None => return Err(io::ErrorKind::TimedOut.into()),
         }
     }
-    Ok(())
 }
 
 fn signal_of(info: &[u8]) -> u64 {

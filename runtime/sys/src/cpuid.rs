@@ -3,10 +3,30 @@
 //! See "CPUID" and "XGETBV" in the Intel 64 manual, volume 2.
 
 use core::arch::x86_64::{__cpuid, __cpuid_count};
+use std::collections::HashMap;
+use std::sync::{LazyLock, PoisonError, RwLock};
+
+type Leaves = HashMap<(u32, u32), [u32; 4]>;
+
+/// What was asked before. In a virtual machine every CPUID is an exit to the host, tens of microseconds, and its answers do not change while
+/// the kernel runs, but for the number of the CPU that executes it.
+static KNOWN: LazyLock<RwLock<Leaves>> = LazyLock::new(RwLock::default);
 
 /// eax, ebx, ecx, edx of a CPUID leaf and subleaf; all zero for a leaf that this CPU does not have.
 #[must_use]
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let known = KNOWN.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(result) = known.get(&(leaf, subleaf)) {
+        return *result;
+    }
+    drop(known);
+    let result = ask(leaf, subleaf);
+    let mut known = KNOWN.write().unwrap_or_else(PoisonError::into_inner);
+    known.insert((leaf, subleaf), result);
+    result
+}
+
+fn ask(leaf: u32, subleaf: u32) -> [u32; 4] {
     // SAFETY: every x86-64 CPU has the instruction; it only writes the four registers, which the intrinsic declares.
     #[allow(unused_unsafe, reason = "safe from Rust 1.94 on")]
     let (last, result) = unsafe { (__cpuid(leaf & 0x8000_0000).eax, __cpuid_count(leaf, subleaf)) };

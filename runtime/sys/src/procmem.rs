@@ -86,12 +86,52 @@ impl ProcMem {
         Ok(())
     }
 
+    /// Reads runs of memory, one behind the other, into `out`; returns how many bytes, fewer when something cannot be read. `out` holds
+    /// them all; of more than 1024 runs the rest is not read.
+    pub fn read_runs(&self, runs: &[(u64, usize)], out: &mut [u8]) -> io::Result<usize> {
+        vm_copy_runs(self.tid, runs, out.as_mut_ptr(), out.len(), false)
+    }
+
+    /// Writes `bytes`, in order, to runs of memory; returns how many bytes, fewer when something cannot be written.
+    pub fn write_runs(&self, runs: &[(u64, usize)], bytes: &[u8]) -> io::Result<usize> {
+        vm_copy_runs(self.tid, runs, bytes.as_ptr().cast_mut(), bytes.len(), true)
+    }
+
     /// Reads a little-endian u64.
     pub fn read_u64(&self, address: u64) -> io::Result<u64> {
         let mut bytes = [0; 8];
         self.read(address, &mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
+}
+
+fn vm_copy_runs(tid: i32, runs: &[(u64, usize)], local: *mut u8, length: usize, write: bool) -> io::Result<usize> {
+    const MOST: usize = 1024;
+    let remote: Vec<libc::iovec> = runs
+        .iter()
+        .take(MOST)
+        .map(|(address, length)| libc::iovec {
+            iov_base: *address as *mut libc::c_void,
+            iov_len: *length,
+        })
+        .collect();
+    if remote.is_empty() || length == 0 {
+        return Ok(0);
+    }
+    let local = libc::iovec {
+        iov_base: local.cast(),
+        iov_len: length,
+    };
+    // SAFETY: `local` is a caller's slice of this length, written only when reading: the kernel copies no more than it holds. `remote` is
+    // a live array of this length, whose ranges the kernel checks.
+    let count = unsafe {
+        if write {
+            libc::process_vm_writev(tid, &local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0)
+        } else {
+            libc::process_vm_readv(tid, &local, 1, remote.as_ptr(), remote.len() as libc::c_ulong, 0)
+        }
+    };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 fn vm_copy(tid: i32, address: u64, local: *mut u8, length: usize, write: bool) -> io::Result<usize> {

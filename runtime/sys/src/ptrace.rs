@@ -5,6 +5,8 @@
 //! with ESRCH and [`wait`] reports the end.
 
 use std::io;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// `struct user_regs_struct` in its own order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,16 +171,47 @@ pub fn set_regs(tid: i32, regs: &Regs) -> io::Result<()> {
 /// Bytes of an FXSAVE area: all there is on a CPU without XSAVE.
 const FXSAVE: usize = 512;
 
-/// Reads the XSAVE area (standard format) of a stopped tracee; on a CPU without XSAVE its 512 bytes of FXSAVE.
+/// What the kernel last said an XSAVE area has in bytes here; 0 before it was asked.
+static AREA: AtomicUsize = AtomicUsize::new(0);
+
+/// Where the part of an XSAVE area ends that holds anything: components behind it are in their initial state.
+fn in_use(area: &[u8]) -> usize {
+    const HEADER: usize = FXSAVE + 64;
+    static ENDS: LazyLock<Vec<(u32, usize)>> = LazyLock::new(|| {
+        let end = |number| {
+            let [size, offset, ..] = crate::cpuid::cpuid(0xd, number);
+            (number, (offset as usize).saturating_add(size as usize))
+        };
+        let enabled = crate::cpuid::xcr0().unwrap_or(0);
+        (2..63).filter(|number| enabled >> number & 1 == 1).map(end).collect()
+    });
+    let Some(bits) = area.get(FXSAVE..FXSAVE + 8).and_then(|bits| bits.try_into().ok()) else {
+        return area.len();
+    };
+    let bits = u64::from_le_bytes(bits);
+    let ends = ENDS.iter().filter(|(number, _)| bits >> number & 1 == 1);
+    ends.map(|(_, end)| *end).fold(HEADER, usize::max).min(area.len())
+}
+
+/// Reads the XSAVE area (standard format) of a stopped tracee, up to the last component that holds anything; on a CPU without XSAVE its 512
+/// bytes of FXSAVE.
 pub fn xstate(tid: i32) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0u8; XSTATE_ROOM];
+    let room = match AREA.load(Ordering::Relaxed) {
+        0 => XSTATE_ROOM,
+        known => known,
+    };
+    let mut bytes = vec![0u8; room];
     let length = match regset(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, &mut bytes) {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {
-            regset(libc::PTRACE_GETREGSET, tid, NT_PRFPREG, &mut bytes[..FXSAVE])?
+            let length = regset(libc::PTRACE_GETREGSET, tid, NT_PRFPREG, &mut bytes[..FXSAVE])?;
+            bytes.truncate(length);
+            return Ok(bytes);
         }
         other => other?,
     };
+    AREA.store(length, Ordering::Relaxed);
     bytes.truncate(length);
+    bytes.truncate(in_use(&bytes));
     bytes.shrink_to_fit();
     Ok(bytes)
 }
@@ -189,6 +222,8 @@ pub fn set_xstate(tid: i32, xstate: &[u8]) -> io::Result<()> {
     let kind = if bytes.len() == FXSAVE {
         NT_PRFPREG
     } else {
+        // The kernel takes whole areas alone.
+        bytes.resize(bytes.len().max(AREA.load(Ordering::Relaxed)), 0);
         NT_X86_XSTATE
     };
     regset(libc::PTRACE_SETREGSET, tid, kind, &mut bytes).map(drop)

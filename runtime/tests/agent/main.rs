@@ -16,7 +16,9 @@ use mosix_runtime::process::capture::{self, capture};
 use mosix_runtime::process::freeze::freeze;
 use mosix_runtime::process::inject::inject;
 use mosix_runtime::process::layout::{Run, of_home, runs, vdso};
-use mosix_runtime::process::{maps, memory};
+use mosix_runtime::process::maps;
+use mosix_runtime::process::memory::Feed;
+use mosix_runtime::transfer::{self, Way};
 use mosix_sys::process::{Fork, Wait, exit_now, fork, wait_for};
 use mosix_sys::procmem::ProcMem;
 use mosix_wire::call::{Call, Reply};
@@ -25,7 +27,7 @@ use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, JobId, NodeName, Nonce, Pid, Tid};
 use mosix_wire::image::{ProcessImage, SigInfo};
 use mosix_wire::limits;
-use mosix_wire::link::{Destination, Exit, ToHome, ToHost};
+use mosix_wire::link::{Destination, Exit, PageRun, ToHome, ToHost};
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -380,18 +382,14 @@ impl Taken {
         }
         send(&mut stream, &ToHost::Arrive(Box::new(image.clone())), &[]);
         let deputy = ProcMem::force(pid.0).unwrap();
-        let bytes = memory::read(&deputy, &self.runs, |address, bytes| {
-            send(&mut stream, &ToHost::Pages { pid, address }, bytes);
-            Ok(())
-        });
-        send(
-            &mut stream,
-            &ToHost::ImageEnd {
-                pid,
-                pages: bytes.unwrap() / 4096,
-            },
-            &[],
-        );
+        // The pages flow on the stream itself and on two lanes.
+        let lane = || -> Result<Stream, transfer::Failure> { Ok(connect(socket, Purpose::Pages)) };
+        let lanes = transfer::open_lanes(2, (pid, epoch), false, lane).unwrap();
+        let lanes: Vec<_> = lanes.into_iter().map(|lane| lane.split().0).collect();
+        let feed = Feed::new(&deputy, &self.runs);
+        let (mut stream, _) = stream.split();
+        let pages = transfer::send((pid, Way::ToHost), &feed, &mut stream, lanes, &|_| {}).unwrap();
+        stream.send(&Way::ToHost.end(pid, pages, 2).unwrap(), &[]).unwrap();
         expect(from, |m| matches!(m, ToHome::Complete { epoch: e, .. } if *e == epoch));
         home.tell(&ToHost::Run { pid, epoch });
         expect(from, |m| matches!(m, ToHome::Running { epoch: e, .. } if *e == epoch));
@@ -493,6 +491,8 @@ fn there_and_back(socket: &Path) {
 fn fetch(socket: &Path, home: &Home, from: &Receiver<ToHome>, pid: Pid, epoch: Epoch) {
     let _ = home;
     let begin = Instant::now();
+    let open = || -> Result<Stream, transfer::Failure> { Ok(connect(socket, Purpose::Pages)) };
+    let mut lanes = transfer::open_lanes(1, (pid, epoch), true, open).unwrap();
     let mut stream = connect(socket, Purpose::Pages);
     send(
         &mut stream,
@@ -501,6 +501,7 @@ fn fetch(socket: &Path, home: &Home, from: &Receiver<ToHome>, pid: Pid, epoch: E
             epoch,
             to: Destination::Home,
             known_files: vec![],
+            lanes: 1,
         },
         &[],
     );
@@ -516,16 +517,27 @@ fn fetch(socket: &Path, home: &Home, from: &Receiver<ToHome>, pid: Pid, epoch: E
     );
     assert!(image.vdso.is_some() && image.vmas.len() > 10 && !image.files.is_empty());
     let mut pages = 0;
-    loop {
-        let frame = stream.recv().unwrap();
-        match frame.message::<ToHome>().unwrap() {
-            ToHome::Pages { .. } => pages += frame.payload.len() as u64 / 4096,
-            ToHome::ImageEnd { pages: sent, .. } => {
-                assert_eq!(pages, sent);
-                break;
+    // A lane ends by itself, the stream itself only after all lanes.
+    for (stream, announced) in [(&mut lanes[0], 0), (&mut stream, 1)] {
+        let mut here = 0;
+        loop {
+            let frame = stream.recv().unwrap();
+            match frame.message::<ToHome>().unwrap() {
+                ToHome::Pages { runs, .. } => {
+                    assert_eq!(
+                        runs.iter().map(|run| u64::from(run.pages)).sum::<u64>() * 4096,
+                        frame.payload.len() as u64
+                    );
+                    here += frame.payload.len() as u64 / 4096;
+                }
+                ToHome::ImageEnd { pages: sent, lanes, .. } => {
+                    assert_eq!((here, announced), (sent, lanes));
+                    break;
+                }
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
         }
+        pages += here;
     }
     expect(from, |m| matches!(m, ToHome::Frozen { epoch: e, .. } if *e == epoch));
     println!("fetched {pages} pages in {:?}", begin.elapsed());
@@ -565,7 +577,10 @@ fn hostile(socket: &Path, home: &Home, from: &Receiver<ToHome>, good: &ProcessIm
         &mut stream,
         &ToHost::Pages {
             pid: good.pid,
-            address: 0x7e80_0000_0000,
+            runs: vec![PageRun {
+                address: 0x7e80_0000_0000,
+                pages: 1,
+            }],
         },
         &[0x90; 4096],
     );

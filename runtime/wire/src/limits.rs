@@ -21,8 +21,14 @@ pub const THREADS: usize = 4096;
 /// Most mappings of a process that can move: the kernel's default `vm.max_map_count`, doubled.
 pub const VMAS: usize = 131_072;
 
-/// Largest page run in one frame in bytes: large enough for full copy speed, small enough to pipeline.
+/// Largest payload of a page frame in bytes: large enough for full copy speed, small enough to pipeline.
 pub const PAGE_RUN: usize = 1 << 20;
+
+/// Most runs of pages in one frame: as many places as one system call of the kernel reads or writes (IOV_MAX is 1024).
+pub const PAGE_RUNS: usize = 512;
+
+/// Most further page streams of one move: more do not make it faster.
+pub const LANES: usize = 7;
 
 // The header of a frame has 32 bits for either length.
 const _: () = assert!(FRAME_BODY < u32::MAX as usize);

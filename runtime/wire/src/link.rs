@@ -15,12 +15,24 @@
 //!       and on the session, after every call and action of the body: Frozen. Home needs both.
 //! ```
 //!
+//! Pages of a large body flow on further streams beside it, its lanes, dialled before the freeze by whoever dials the stream. A lane begins
+//! with `Lane` and carries `Pages …, ImageEnd`. The move is over for each of them when one of them breaks.
+//!
 //! A frame is a fixed header, one of these messages in postcard, and a raw payload (bytes of a call, or pages).
 
 use crate::call::{Call, Reply};
 use crate::ids::{Epoch, JobId, NodeName, Nonce, Pid, Seq, Tid};
 use crate::image::{Clocks, FileRef, ProcessImage, SigAction, SigInfo};
 use serde::{Deserialize, Serialize};
+
+/// A run of pages in a page frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PageRun {
+    /// Address of the first page.
+    pub address: u64,
+    /// How many.
+    pub pages: u32,
+}
 
 /// Home to host.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -47,21 +59,45 @@ pub enum ToHost {
         /// No more follows.
         last: bool,
     },
+    /// An image will come on this stream: what can be made for it without knowing it is made now, while the program still runs.
+    Prepare {
+        /// The process.
+        pid: Pid,
+        /// The epoch of the image.
+        epoch: Epoch,
+        /// The files that it will probably have, which the host has.
+        files: Vec<FileRef>,
+        /// The threads that it will probably have, the leader first.
+        threads: Vec<Tid>,
+        /// Home's clocks, as the sender knows them.
+        clocks: Clocks,
+    },
     /// A body arrives. Pages follow as [`ToHost::Pages`], then [`ToHost::ImageEnd`].
     Arrive(Box<ProcessImage>),
-    /// The payload are pages of the arriving process `pid` from this address.
+    /// First message of a further page stream of a move: a lane, on which pages flow beside those of the stream with the image.
+    Lane {
+        /// The process.
+        pid: Pid,
+        /// The epoch of the image.
+        epoch: Epoch,
+        /// Home fetches: pages come to it on this stream. Else they come from it.
+        fetch: bool,
+    },
+    /// The payload are pages of the arriving process `pid`.
     Pages {
         /// The process.
         pid: Pid,
-        /// Address of the first page.
-        address: u64,
+        /// Where they belong, in the payload's order.
+        runs: Vec<PageRun>,
     },
-    /// All of the image was sent.
+    /// All of the image was sent; on a lane, all that comes on this lane.
     ImageEnd {
         /// The process.
         pid: Pid,
-        /// Pages sent.
+        /// Pages sent on this stream.
         pages: u64,
+        /// Lanes that carried pages beside this stream; 0 on a lane.
+        lanes: u8,
     },
     /// Home has committed: release the body.
     Run {
@@ -107,6 +143,8 @@ pub enum ToHost {
         to: Destination,
         /// Files of which the destination needs no bytes are not asked for again.
         known_files: Vec<FileRef>,
+        /// Lanes that home has opened for the pages.
+        lanes: u8,
     },
     /// The move failed: the body that is frozen for `attempt` runs on under `epoch`. A body that is not frozen for exactly this
     /// attempt ignores it: a late thaw of an earlier attempt must never wake a copy whose successor may run.
@@ -296,6 +334,8 @@ pub enum ToHome {
         pid: Pid,
         /// The epoch of the image.
         epoch: Epoch,
+        /// How long the body has stood still when this is sent, in microseconds.
+        for_us: u64,
     },
     /// The body runs on: it could not be frozen or captured, or its page stream broke *before* the end of the image was sent.
     /// After that only home may wake it ([`ToHost::Thaw`]).
@@ -307,19 +347,21 @@ pub enum ToHome {
         /// Why, for the user.
         reason: String,
     },
-    /// Pages of the departing process from this address; the payload.
+    /// Pages of the departing process; the payload.
     Pages {
         /// The process.
         pid: Pid,
-        /// Address of the first page.
-        address: u64,
+        /// Where they belong, in the payload's order.
+        runs: Vec<PageRun>,
     },
-    /// All of the image was sent.
+    /// All of the image was sent; on a lane, all that comes on this lane.
     ImageEnd {
         /// The process.
         pid: Pid,
-        /// Pages sent.
+        /// Pages sent on this stream.
         pages: u64,
+        /// Lanes that carried pages beside this stream; 0 on a lane.
+        lanes: u8,
     },
     /// A thread of the body ended by exit(2) with this status; home's half ends the deputy's thread.
     ThreadExit {

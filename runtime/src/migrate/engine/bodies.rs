@@ -33,13 +33,17 @@ impl HomeEngine {
                 report(pid, Report::Running(epoch))
             }
             ToHome::WantHome { pid, epoch, .. } => report(pid, Report::WantHome(epoch)),
-            ToHome::Frozen { pid, epoch } => {
+            ToHome::Frozen { pid, epoch, for_us } => {
                 if let Some(journey) = self
                     .processes
                     .get_mut(&pid.0)
                     .and_then(|process| process.journey.as_mut())
                 {
-                    journey.frozen.get_or_insert_with(Instant::now);
+                    // It has stood still since before it could say so; longer than the move lasts it cannot be.
+                    let now = Instant::now();
+                    let since = now.checked_sub(Duration::from_micros(for_us)).unwrap_or(journey.begun);
+                    let since = since.max(journey.begun);
+                    journey.frozen = Some(journey.frozen.map_or(since, |known| known.min(since)));
                 }
                 report(pid, Report::Frozen(epoch))
             }
@@ -276,6 +280,14 @@ impl HomeEngine {
         });
         let now = Instant::now();
         let us = |since: Instant| now.duration_since(since).as_micros() as u64;
+        let still = |since: Instant| {
+            journey
+                .thawed
+                .unwrap_or(now)
+                .saturating_duration_since(since)
+                .as_micros() as u64
+        };
+        process.carried = journey.bytes;
         if let Some(reply) = &journey.reply {
             if moved {
                 reply.send(Answer::Moved(Moved {
@@ -283,7 +295,7 @@ impl HomeEngine {
                     program: process.program.clone(),
                     from: journey.from,
                     to: journey.to,
-                    freeze_us: journey.frozen.map_or(0, us),
+                    freeze_us: journey.frozen.map_or(0, still),
                     total_us: us(journey.begun),
                     bytes: journey.bytes,
                 }));

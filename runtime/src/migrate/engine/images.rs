@@ -1,6 +1,7 @@
 //! Images on their way: the workers that stream them, and what their words lead to.
 
 use super::*;
+use crate::transfer;
 
 impl HomeEngine {
     pub(super) fn send_here(&mut self, cx: &mut Cx<'_>, pid: i32, to: NodeName, attempt: Epoch) -> Result<(), String> {
@@ -9,7 +10,7 @@ impl HomeEngine {
             return Ok(());
         };
         process.deadline = Some(Instant::now() + TRANSFER);
-        let errand = process.errand(attempt, to);
+        let errand = process.errand(attempt, to, transfer::resident(pid));
         let sender = outgoing::start(hosts, cx.handle.clone(), errand).map_err(|error| error.to_string())?;
         process.outgoing = Some(sender);
         Ok(())
@@ -33,11 +34,13 @@ impl HomeEngine {
                 to: Place::Home,
                 begun: Instant::now(),
                 frozen: None,
+                thawed: None,
                 bytes: 0,
                 why: None,
             });
         }
-        let errand = process.errand(attempt, from);
+        let resident = self.shared.placement(pid).usage.resident;
+        let errand = process.errand(attempt, from, resident.max(process.carried));
         let sender = incoming::start(hosts, cx.handle.clone(), errand).map_err(|error| error.to_string())?;
         process.incoming = Some(sender);
         Ok(())

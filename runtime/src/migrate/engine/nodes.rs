@@ -71,6 +71,7 @@ impl HomeEngine {
             to: wish.to,
             begun,
             frozen: None,
+            thawed: None,
             bytes: 0,
             why: None,
         });
