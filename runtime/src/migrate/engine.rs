@@ -159,6 +159,8 @@ impl HomeEngine {
                 && std::mem::take(&mut process.drop_due)
             {
                 process.drop_memory();
+                // What came to the deputy's threads meanwhile is the body's. Signals are numbered: one that went already is not taken again.
+                self.flush(pid);
             }
         }
         self.retry(cx);
