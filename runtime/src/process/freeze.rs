@@ -279,8 +279,8 @@ fn stop(
             Event::Ptrace(kind) => {
                 if matches!(kind, libc::PTRACE_EVENT_CLONE) {
                     if let Ok(new) = ptrace::event_message(tid) {
+                        // It begins with a stop of its own; one more, asked for, would hold it again when it is to run.
                         seized.push(new as i32);
-                        let _ = ptrace::interrupt(new as i32);
                     }
                 } else if matches!(kind, libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK)
                     && let Ok(child) = ptrace::event_message(tid)
