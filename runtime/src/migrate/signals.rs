@@ -98,7 +98,7 @@ pub fn cancel(tid: i32, open: u32) -> io::Result<bool> {
     take_back(tid, &mut regs);
     let (nr, result) = (regs.orig_rax() as i64, regs.rax() as i64);
     let inside = nr >= 0 && (nr == i64::from(open) || nr == libc::SYS_restart_syscall);
-    if inside && (restarts(result) || result == EINTR) && !never_waits(regs.orig_rax(), &regs.args()) {
+    if inside && (restarts(result) || result == EINTR) && !never_waits(open.into(), &regs.args()) {
         // Without a call number the kernel does not restart it: the stub sees the code as the result.
         regs.set_orig_rax(u64::MAX);
     }

@@ -272,12 +272,14 @@ fn stop(
             }
             Event::Stop(_) => return Err(FreezeError::Stopped(pid)),
             Event::Signal(signal) => {
-                // Any stop takes the pending interrupt away: ask again.
-                let _ = ptrace::cont(tid, signal);
+                // Any stop takes the pending interrupt away: ask again, while it stands. Asked in a later stop it would stop once more than
+                // anybody waits for.
                 let _ = ptrace::interrupt(tid);
+                let _ = ptrace::cont(tid, signal);
             }
             Event::Ptrace(kind) => {
                 if matches!(kind, libc::PTRACE_EVENT_CLONE) {
+                    // It begins with a stop of its own.
                     if let Ok(new) = ptrace::event_message(tid) {
                         // It begins with a stop of its own; one more, asked for, would hold it again when it is to run.
                         seized.push(new as i32);
@@ -287,8 +289,8 @@ fn stop(
                 {
                     let_go(child as i32);
                 }
-                let _ = ptrace::cont(tid, 0);
                 let _ = ptrace::interrupt(tid);
+                let _ = ptrace::cont(tid, 0);
             }
             Event::Exited(_) | Event::Killed(..) => return Ok(None),
             Event::Job(_) => {}

@@ -346,12 +346,13 @@ fn stopped(tid: i32, deadline: Instant) -> io::Result<()> {
             Some(Event::Stop(_)) => return Ok(()),
             Some(Event::Exited(_) | Event::Killed(..)) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
             Some(Event::Signal(signal)) => {
-                ptrace::cont(tid, signal)?;
+                // While it stands: asked in a later stop it would stop once more than anybody waits for.
                 ptrace::interrupt(tid)?;
+                ptrace::cont(tid, signal)?;
             }
             Some(_) => {
-                ptrace::cont(tid, 0)?;
                 ptrace::interrupt(tid)?;
+                ptrace::cont(tid, 0)?;
             }
             None => return Err(io::ErrorKind::TimedOut.into()),
         }

@@ -104,7 +104,7 @@ pub fn settle(regs: &mut Regs, blocking: impl FnOnce(i32) -> bool) -> Standing {
     if (nr as i64) < 0 {
         return Standing::User;
     }
-    if result == ERESTARTNOHAND && never_waits(nr, &regs.args()) {
+    if matches!(result, ERESTARTNOHAND | ERESTART_RESTARTBLOCK) && never_waits(nr, &regs.args()) {
         // It was met on its way through: no handler could natively have ended it.
         regs.set_rax(ERESTARTNOINTR as u64);
         return Standing::Again;
