@@ -62,9 +62,15 @@ __attribute__((format(printf, 1, 2))) static inline void say(const char *format,
 		value_;                                                                \
 	})
 
+/* The most that any checked wait ended late, in seconds; the harness knows how long the process stood still. */
+static double latest;
+
 #define PASS()                                                                 \
 	do {                                                                       \
-		say("PASS\n");                                                         \
+		if (latest > 0.05)                                                     \
+			say("PASS late=%.3f\n", latest);                                   \
+		else                                                                   \
+			say("PASS\n");                                                     \
 		exit(0);                                                               \
 	} while (0)
 
@@ -131,12 +137,14 @@ static inline void reap(pid_t child)
 	CHECK(status == 0, "the helper ended with status %#x", status);
 }
 
-/* Early, a time-out was not kept. Late, it may have passed while the process stood still for a move: one that began again is later. */
+/* Early, a time-out was not kept. Late, it may have passed while the process stood still for a move: the harness judges. */
 static inline void check_elapsed(const char *what, double begin, double wanted)
 {
 	double took = now(CLOCK_MONOTONIC) - begin;
 	CHECK(took >= wanted - 0.002, "%s ended early: %.3f s instead of %.3f", what, took, wanted);
-	CHECK(took <= wanted + 0.25, "%s ended late: %.3f s instead of %.3f", what, took, wanted);
+	CHECK(took <= wanted + 5, "%s ended late: %.3f s instead of %.3f", what, took, wanted);
+	if (took - wanted > latest)
+		latest = took - wanted;
 }
 
 static inline uint64_t mix(uint64_t x)

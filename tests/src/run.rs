@@ -69,6 +69,8 @@ pub struct Outcome {
 pub struct Moves {
     /// That succeeded.
     pub done: u32,
+    /// The longest standstill of one, where it was asked for.
+    pub longest: Duration,
     /// Messages of those that failed while the program ran on.
     pub failed: Vec<String>,
 }

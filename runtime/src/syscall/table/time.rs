@@ -67,7 +67,7 @@ pub(super) const ROWS: &[Row] = &[
         CLOCKS,
         Otherwise::Special,
     )
-    .note("CPU clocks: the agent adds the time used before the last move; other clocks of descriptors are home's"),
+    .note("CPU clocks of the caller: what was used on this host since the arrival; other clocks of descriptors are home's"),
     native(229, "clock_getres", &[Int, Addr], Restart::None),
     home(
         230,
