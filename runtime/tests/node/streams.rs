@@ -243,7 +243,7 @@ pub fn agents_come_and_go() {
     let victim = rustix::process::Pid::from_raw(pid(0x51).unwrap().cast_signed()).unwrap();
     rustix::process::kill_process(victim, rustix::process::Signal::KILL).unwrap();
     match lost.recv() {
-        Err(Closed::Lost(why)) => assert!(why.contains("n2 has no agent of job"), "{why}"),
+        Err(Closed::Lost(why)) => assert!(why.contains("agent of job 0000000000000051"), "{why}"),
         other => panic!("{other:?}"),
     }
     eventually("its end is noticed", || pid(0x51).is_none());
