@@ -174,7 +174,7 @@ impl Gadget {
         let memfd = super::descriptor::fetch(pid, fd as i32).map_err(gone)?;
         rustix::fs::ftruncate(&memfd, SHARED_SIZE).map_err(|error| gone(error.into()))?;
         rustix::fs::fcntl_add_seals(&memfd, rustix::fs::SealFlags::SHRINK).map_err(|error| gone(error.into()))?;
-        Window::adopt(&memfd).map_err(gone)
+        Ok(Window::adopt(&memfd).map_err(gone)?.of(pid))
     }
 }
 

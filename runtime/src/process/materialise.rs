@@ -86,7 +86,7 @@ impl Body {
         Self {
             pid,
             tids: vec![pid],
-            window,
+            window: window.of(pid),
             node: Vec::new(),
         }
     }

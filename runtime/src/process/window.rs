@@ -18,6 +18,8 @@ pub const BUFFERS: u64 = ARENA + (16 << 20);
 #[derive(Debug)]
 pub struct Window {
     shared: Shared,
+    /// The process that runs its scripts, once known: nobody waits for a dead one.
+    owner: Option<i32>,
 }
 
 /// Why a script gave no results.
@@ -43,6 +45,9 @@ pub enum ScriptError {
         /// The kernel's answer.
         error: io::Error,
     },
+    /// The process is dead.
+    #[error("process {0} has ended")]
+    Dead(i32),
     /// The slot is not waiting for a script.
     #[error("slot {0} is busy")]
     Busy(u32),
@@ -52,6 +57,17 @@ pub enum ScriptError {
     /// An access outside of the window, or a script too long for the slot.
     #[error(transparent)]
     Range(#[from] OutOfRange),
+}
+
+/// Whether no thread of a process lives. Of one whose leader has ended, others may.
+fn dead(pid: i32) -> bool {
+    let lives = |tid: i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).is_ok_and(|stat| {
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+        })
+    };
+    !super::freeze::threads(pid).is_ok_and(|tids| tids.into_iter().any(lives))
 }
 
 /// Offset of a slot in the shared part.
@@ -75,7 +91,15 @@ impl Window {
     pub fn adopt(fd: impl AsFd) -> io::Result<Self> {
         Ok(Self {
             shared: Shared::map(fd, SHARED_SIZE)?,
+            owner: None,
         })
+    }
+
+    /// The same window, known as that of process `pid`.
+    #[must_use]
+    pub fn of(mut self, pid: i32) -> Self {
+        self.owner = Some(pid);
+        self
     }
 
     /// The raw shared memory.
@@ -162,11 +186,13 @@ impl Window {
                     waited: begun.elapsed(),
                 });
             }
-            self.shared.wait(
-                CONTROL + CONTROL_DOORBELL,
-                bell,
-                Some(left.min(Duration::from_millis(100))),
-            )?;
+            let nap = Duration::from_millis(100);
+            self.shared
+                .wait(CONTROL + CONTROL_DOORBELL, bell, Some(left.min(nap)))?;
+            let silent = self.shared.load(CONTROL + CONTROL_DOORBELL)? == bell;
+            if let Some(pid) = self.owner.filter(|pid| silent && dead(*pid)) {
+                return Err(ScriptError::Dead(pid));
+            }
         }
         let base = slot_offset(slot);
         let done = (self.shared.load(base + SLOT_DONE)? as usize).min(ops.len());
