@@ -115,6 +115,7 @@ impl Lab {
     pub fn hold(&self, point: &str) -> Held {
         let folder = self.points.as_ref().expect("a lab with points").path();
         let held = Held(folder.join(point));
+        std::fs::write(held.mark(), "").expect("a file for the marks");
         std::fs::write(&held.0, "").expect("a file for the point");
         held
     }
@@ -229,7 +230,7 @@ impl Held {
     /// Waits until somebody is held; false when nobody came.
     pub fn reached(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
-        while !self.mark().exists() {
+        while std::fs::metadata(self.mark()).is_ok_and(|mark| mark.len() == 0) {
             if Instant::now() > deadline {
                 return false;
             }
@@ -239,15 +240,12 @@ impl Held {
     }
 
     fn mark(&self) -> PathBuf {
-        let mut name = self.0.clone().into_os_string();
-        name.push(".reached");
-        name.into()
+        self.0.with_file_name("reached")
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.mark());
         let _ = std::fs::remove_file(&self.0);
     }
 }
