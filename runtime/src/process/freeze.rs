@@ -135,6 +135,7 @@ pub fn state(pid: i32, tid: i32) -> Option<char> {
 /// the loop that waits for everybody, which tells whoever has to know of it.
 pub fn wait_for(tid: i32, deadline: Instant) -> io::Result<Option<Event>> {
     let begun = Instant::now();
+    let mut look = begun + LOOK;
     let mut pause = Duration::from_micros(10);
     loop {
         if let Some(event) = ptrace::stop_or_end(tid)? {
@@ -150,8 +151,27 @@ pub fn wait_for(tid: i32, deadline: Instant) -> io::Result<Option<Event>> {
         } else {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_micros(200));
+            if now >= look {
+                look = now + LOOK;
+                if ended(tid) {
+                    return Ok(Some(Event::Killed(libc::SIGKILL, false)));
+                }
+            }
         }
     }
+}
+
+/// How often a wait for one thread looks whether that is dead without a word.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Whether a thread is dead. The kernel reports the end of a leader only after those of all other threads were taken, which whoever
+/// waits for the leader does not do.
+pub(super) fn ended(tid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat"));
+    stat.map_or(true, |stat| {
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    })
 }
 
 /// Freezes a process that nobody traces.

@@ -61,13 +61,7 @@ pub enum ScriptError {
 
 /// Whether no thread of a process lives. Of one whose leader has ended, others may.
 fn dead(pid: i32) -> bool {
-    let lives = |tid: i32| {
-        std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).is_ok_and(|stat| {
-            stat.rsplit_once(") ")
-                .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-        })
-    };
-    !super::freeze::threads(pid).is_ok_and(|tids| tids.into_iter().any(lives))
+    super::freeze::threads(pid).map_or(true, |tids| tids.into_iter().all(super::freeze::ended))
 }
 
 /// Offset of a slot in the shared part.
