@@ -303,15 +303,21 @@ fn plain(count: usize) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Starts the program on `home` and moves it along `way`, each time while it computes.
-fn travel(home: &Node, options: &[&str], way: &[&str], expected: &[String]) -> Result<()> {
+/// `mosix run` of the program on `home`.
+fn start(home: &Node, options: &[&str]) -> Command {
+    let program = ["/usr/bin/python3", "-c", PROGRAM];
     let words: Vec<&str> = ["mosix", "run"]
         .iter()
         .chain(options)
-        .chain(&["/usr/bin/python3", "-c", PROGRAM])
+        .chain(&program)
         .copied()
         .collect();
-    let mut program = Running::start(home.command(&words))?;
+    home.command(&words)
+}
+
+/// Starts the program on `home` and moves it along `way`, each time while it computes.
+fn travel(home: &Node, options: &[&str], way: &[&str], expected: &[String]) -> Result<()> {
+    let mut program = Running::start(start(home, options))?;
     let mut lines = Vec::new();
     for (number, to) in way.iter().enumerate() {
         program.tell(number)?;
@@ -346,8 +352,8 @@ fn travel(home: &Node, options: &[&str], way: &[&str], expected: &[String]) -> R
 const FLAGS: [&str; 9] = ["sse", "ssse", "avx", "popcnt", "bmi", "xsave", "movbe", "f16c", "fma"];
 
 /// A guest refuses a program, with one of these words, and the program runs on.
-fn refused(home: &Node, to: &str, expected: &[String], words: &[&str]) -> Result<()> {
-    let mut program = Running::start(home.command(&["mosix", "run", "/usr/bin/python3", "-c", PROGRAM]))?;
+fn refused(home: &Node, options: &[&str], to: &str, expected: &[String], words: &[&str]) -> Result<()> {
+    let mut program = Running::start(start(home, options))?;
     let answer = home.migrate(&program.pid, to)?;
     let text = answer["error"]["text"].as_str().unwrap_or_default().to_owned();
     println!("  {} → {to}: {text}", home.name);
@@ -405,10 +411,10 @@ pub fn run(store: &Store, cache: &Path) -> Result<()> {
     }
     println!("clocks:");
     cluster.set_clock("k612", 3600)?;
-    refused(&cluster.node("n1")?, "k612", &expected, &["clock"])?;
+    refused(&cluster.node("n1")?, &["--cpu", "v3"], "k612", &expected, &["clock"])?;
     println!("admission:");
-    refused(&cluster.node("n1")?, "poor", &expected, &FLAGS)?;
-    refused(&cluster.node("k61")?, "poor", &expected, &FLAGS)?;
+    refused(&cluster.node("n1")?, &[], "poor", &expected, &FLAGS)?;
+    refused(&cluster.node("k61")?, &[], "poor", &expected, &FLAGS)?;
     println!(
         "moves between kernels: passed in {:.0} s",
         begun.elapsed().as_secs_f64()
