@@ -40,7 +40,7 @@ fn daemons_killed_and_restarted() {
         std::thread::sleep(Duration::from_millis(300));
         restart_daemons(&lab, 3);
         for target in ["n3", "n2"] {
-            guests.iter_mut().for_each(|guest| drop(guest.migrate(target)));
+            guests.iter_mut().for_each(|guest| guest.migrate(target));
         }
     }
     for mut guest in guests {
