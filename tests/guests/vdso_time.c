@@ -33,8 +33,12 @@ int main(void)
 					apart = now(clocks[i]) - raw(clocks[i]);
 				CHECK(apart < 0.02 && apart > -0.02, "clock %d: vDSO and system call differ by %.6f s", clocks[i], apart);
 				apart = 1;
-				for (int try = 0; try < 5 && (apart > 0.05 || apart < -0.05); try++)
+				/* Where the machine's tick is late, the coarse clock stands meanwhile. */
+				for (int try = 0; try < 20 && (apart > 0.05 || apart < -0.05); try++) {
+					if (try > 4)
+						poll(0, 0, 20);
 					apart = now(clocks[i]) - now(CLOCK_MONOTONIC) - offset[i];
+				}
 				CHECK(apart < 0.05 && apart > -0.05, "clock %d jumped by %.6f s", clocks[i], apart);
 			}
 			struct timeval tv;

@@ -401,7 +401,7 @@ impl Process {
         }
     }
 
-    /// Kills the body and takes it apart; nothing of it is left.
+    /// Kills the body and takes it apart; nothing of it is left. An image that has just come, and is why an older copy ends, stays.
     pub fn end(&mut self) {
         if let Some(built) = self.built.take() {
             built.end();
@@ -411,7 +411,6 @@ impl Process {
         self.tids.clear();
         self.frozen = None;
         self.departure = None;
-        self.incoming = None;
         self.signals = Signals::default();
         self.fatal = None;
         self.released = false;

@@ -626,7 +626,8 @@ impl Tracer {
 
     fn build(&mut self, pid: Pid, epoch: Epoch) {
         let Some((image, answer)) = self.process(pid).incoming.take() else {
-            return;
+            self.process(pid).why = "its image is gone".to_owned();
+            return self.step(pid, HostEvent::BuildFailed(epoch));
         };
         let mut image = image;
         let signals = Signals::arriving(&mut image);
