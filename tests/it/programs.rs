@@ -123,7 +123,7 @@ fn python(code: &str, least: u32) -> Result<Case, String> {
 }
 
 fn python_big_integers() -> Result<Case, String> {
-    let (n, power) = (inputs::size(12_000, 40_000), inputs::size(900, 3000));
+    let (n, power) = (inputs::size(18_000, 40_000), inputs::size(1200, 3000));
     python(
         &format!(
             "import sys\n\
@@ -141,7 +141,7 @@ fn python_big_integers() -> Result<Case, String> {
 
 fn python_numpy() -> Result<Case, String> {
     require::python_module("numpy")?;
-    let rounds = inputs::size(30, 200);
+    let rounds = inputs::size(60, 200);
     python(
         &format!(
             "import numpy as np, hashlib\n\
@@ -160,7 +160,7 @@ fn python_numpy() -> Result<Case, String> {
 
 /// Eight threads with locks, conditions and queues.
 fn python_threads() -> Result<Case, String> {
-    let n = inputs::size(120_000, 300_000);
+    let n = inputs::size(400_000, 600_000);
     python(
         &format!(
             "import threading, queue, hashlib\n\
