@@ -12,10 +12,10 @@
 //! program: it becomes the program's parent and goes on by itself. A program that was away, or on its way, is lost then, and the launcher
 //! says so and ends with 125.
 
+use mosix_runtime::process::stat::Stat;
 use mosix_runtime::supervisor::launch::Launched;
 use mosix_runtime::supervisor::mirror::ToLauncher;
 use mosix_runtime::supervisor::processes::is_descendant;
-use mosix_runtime::supervisor::stat::Stat;
 use mosix_sys::process::{Wait, WaitStatus, die_by, kill, queue, stop_by, wait_any, wait_for};
 use mosix_sys::signalfd::{Received, Signals};
 use mosix_wire::job::Place;
@@ -300,19 +300,12 @@ fn fate(program: i32) -> Fate {
 /// Whether a process is dead, or was sent a SIGKILL that it has not died of yet.
 fn is_killed(pid: i32) -> bool {
     let seen = || {
-        let (Ok(stat), Ok(status)) = (
-            std::fs::read_to_string(format!("/proc/{pid}/stat")),
-            std::fs::read_to_string(format!("/proc/{pid}/status")),
-        ) else {
+        let (Ok(stat), Ok(status)) = (Stat::read(pid), std::fs::read_to_string(format!("/proc/{pid}/status"))) else {
             return true;
         };
-        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
-        let dead = fields.next().is_some_and(|state| matches!(state, "Z" | "X"));
+        let dead = stat.is_dead();
         // PF_EXITING and PF_SIGNALED of linux/sched.h: it has taken the signal and is on its way out.
-        let leaving = fields
-            .nth(5)
-            .and_then(|flags| flags.parse::<u32>().ok())
-            .is_some_and(|flags| flags & (0x4 | 0x400) != 0);
+        let leaving = stat.flags & (0x4 | 0x400) != 0;
         let pending = |name| {
             let mask = status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
             mask.and_then(|mask| u64::from_str_radix(mask, 16).ok())

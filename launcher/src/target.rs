@@ -92,7 +92,7 @@ fn unknown_pid(pid: i32, search: &Search) -> Failure {
 
 /// The launcher is the supervisor's parent as long as it lives.
 fn launcher_of(found: &Found) -> Option<i32> {
-    mosix_runtime::supervisor::stat::Stat::read(found.job.supervisor.0)
+    mosix_runtime::process::stat::Stat::read(found.job.supervisor.0)
         .ok()
         .map(|s| s.parent)
         .filter(|p| *p > 1)

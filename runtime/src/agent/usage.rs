@@ -20,10 +20,7 @@ pub fn cpu_ns(host: i32, thread: Option<i32>) -> Option<u64> {
 
 /// Whether a thread of a process runs or is ready to run.
 fn runs(host: i32) -> bool {
-    let ready = |tid: &i32| {
-        std::fs::read_to_string(format!("/proc/{host}/task/{tid}/stat"))
-            .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('R')))
-    };
+    let ready = |tid: &i32| crate::process::stat::state(host, *tid) == Some('R');
     crate::process::freeze::threads(host).is_ok_and(|tids| tids.iter().any(ready))
 }
 

@@ -3,6 +3,7 @@
 //! A pid alone may be another process's by the time somebody looks again. A record is checked whenever it is used, and
 //! signals go through a pidfd that was opened first and checked after.
 
+use crate::process::stat::Stat;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,8 +25,8 @@ pub struct ProcessRecord {
 impl ProcessRecord {
     /// Describes the process that has this pid now; `None` when there is none, or only a zombie.
     pub fn of(pid: i32) -> Option<Self> {
-        let stat = Stat::of(pid)?;
-        (!stat.dead).then(|| Self {
+        let stat = Stat::read(pid).ok()?;
+        (!stat.is_dead()).then(|| Self {
             pid,
             start: stat.start,
             boot: boot_id(),
@@ -60,37 +61,6 @@ impl ProcessRecord {
         let fd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
         // The pidfd names whoever had the pid when it was opened; only the check afterwards says it was this one.
         self.is_alive().then_some(fd)
-    }
-}
-
-/// The parts of /proc/PID/stat that the lab looks at.
-pub(super) struct Stat {
-    pub parent: i32,
-    pub start: u64,
-    /// Zombie or already dead.
-    pub dead: bool,
-}
-
-impl Stat {
-    /// Reads them; `None` when there is no such process.
-    pub fn of(pid: i32) -> Option<Self> {
-        let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        Self::parse(&text)
-    }
-
-    fn parse(text: &[u8]) -> Option<Self> {
-        // The name is in parentheses and may hold anything, also parentheses.
-        let after = text.iter().rposition(|&b| b == b')')? + 1;
-        let rest = std::str::from_utf8(text.get(after..)?).ok()?;
-        let mut fields = rest.split_ascii_whitespace();
-        let state = fields.next()?;
-        let parent = fields.next()?.parse().ok()?;
-        let start = fields.nth(17)?.parse().ok()?;
-        Some(Self {
-            parent,
-            start,
-            dead: matches!(state, "Z" | "X" | "x"),
-        })
     }
 }
 
@@ -132,15 +102,6 @@ pub fn wait_end(pidfd: impl AsFd, deadline: Instant) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_with_parentheses_do_not_confuse() {
-        let text = b"12 (a) R (b) S 1 12 12 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 4711 1 2 3";
-        let stat = Stat::parse(text).unwrap();
-        assert_eq!((stat.parent, stat.start, stat.dead), (1, 4711, false));
-        assert!(Stat::parse(b"12 (cut) S 1").is_none());
-        assert!(Stat::parse(b"").is_none());
-    }
 
     #[test]
     fn a_record_names_one_life() {

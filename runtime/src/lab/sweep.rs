@@ -6,8 +6,9 @@
 
 use super::folder::LabFolder;
 use super::keeper::Namespaces;
-use super::record::{ProcessRecord, Stat};
+use super::record::ProcessRecord;
 use super::{LabError, LabSpec};
+use crate::process::stat::Stat;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -83,8 +84,8 @@ fn all_stats() -> Result<BTreeMap<i32, Stat>, LabError> {
         .filter_map(Result::ok)
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     Ok(pids
-        .filter_map(|pid| Some((pid, Stat::of(pid)?)))
-        .filter(|(_, stat)| !stat.dead)
+        .filter_map(|pid| Some((pid, Stat::read(pid).ok()?)))
+        .filter(|(_, stat)| !stat.is_dead())
         .collect())
 }
 

@@ -2,8 +2,8 @@
 
 use super::walk::Walker;
 use crate::process::maps::{self, Mapping};
+use crate::process::stat::Stat;
 use crate::supervisor::processes;
-use crate::supervisor::stat::Stat;
 use crate::syscall::policy::JobView;
 use mosix_wire::ids::Pid;
 use std::ffi::OsStr;

@@ -3,6 +3,7 @@
 //! One file per job in `<state dir>/jobs`. It is a note to this daemon's next life, which watches the same supervisors again, or tells
 //! the nodes that one has ended meanwhile; losing it costs only time, because agents have their lease.
 
+use crate::process::stat::Stat;
 use mosix_wire::ids::{JobId, NodeName, Nonce};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -29,10 +30,10 @@ pub struct Saved {
 
 /// When a process started, if there is one.
 pub fn started(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit(')').next()?.split_ascii_whitespace();
-    let dead = fields.next().is_some_and(|state| matches!(state, "Z" | "X"));
-    fields.nth(18).and_then(|field| field.parse().ok()).filter(|_| !dead)
+    Stat::read(pid)
+        .ok()
+        .filter(|stat| !stat.is_dead())
+        .map(|stat| stat.start)
 }
 
 fn folder(state_dir: &Path) -> PathBuf {

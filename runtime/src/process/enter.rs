@@ -4,8 +4,8 @@
 //! written there, the thread is resumed, and as soon as it sleeps in the call the program's own bytes are put back. The kernel has read
 //! them by then, and nobody else does: at a move all other threads of the process stand still.
 
-use super::freeze::state;
 use super::rest::{self, Timeout};
+use super::stat::state;
 use super::waited;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::Regs;

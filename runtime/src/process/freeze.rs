@@ -7,6 +7,7 @@
 //! Runs on the tracer thread: ptrace rights belong to a thread.
 
 use super::restart::{self, Standing, settle, take_back};
+use super::stat::{is_dead, state};
 use super::waited::Sleeper;
 use mosix_sys::ptrace::{self, Event, Regs};
 use std::collections::HashMap;
@@ -125,12 +126,6 @@ pub fn threads(pid: i32) -> io::Result<Vec<i32>> {
     Ok(tids)
 }
 
-/// One letter of /proc/TID/stat: R S D Z T t.
-pub fn state(pid: i32, tid: i32) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
-    stat[stat.rfind(')')? + 1..].trim_start().chars().next()
-}
-
 /// Waits for the next event of one tracee without ever blocking longer than the deadline. An end is seen and not taken: it belongs to
 /// the loop that waits for everybody, which tells whoever has to know of it.
 pub fn wait_for(tid: i32, deadline: Instant) -> io::Result<Option<Event>> {
@@ -167,11 +162,7 @@ const LOOK: Duration = Duration::from_millis(5);
 /// Whether a thread is dead. The kernel reports the end of a leader only after those of all other threads were taken, which whoever
 /// waits for the leader does not do.
 pub(super) fn ended(tid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat"));
-    stat.map_or(true, |stat| {
-        stat.rsplit_once(") ")
-            .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
-    })
+    state(tid, tid).is_none_or(is_dead)
 }
 
 /// Freezes a process that nobody traces.
@@ -233,7 +224,7 @@ fn collect(
             match ptrace::seize(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL) {
                 Ok(()) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
-                Err(error) if tid != pid && state(pid, tid).is_none_or(|state| matches!(state, 'Z' | 'X')) => {
+                Err(error) if tid != pid && state(pid, tid).is_none_or(is_dead) => {
                     tracing::debug!(tid, %error, "thread ended while being seized");
                     continue;
                 }

@@ -22,6 +22,7 @@ pub mod program;
 pub mod rest;
 pub mod restart;
 pub mod restore;
+pub mod stat;
 pub mod step;
 pub mod waited;
 pub mod window;

@@ -49,7 +49,7 @@ impl LauncherWatch {
         if now < at {
             return;
         }
-        if super::stat::Stat::read(self.pid).is_ok_and(|s| s.state == 'T') {
+        if crate::process::stat::Stat::read(self.pid).is_ok_and(|s| s.state == 'T') {
             self.cont();
         }
         self.next = AGAIN.get(round + 1).map(|d| (now + *d, round + 1));

@@ -27,7 +27,6 @@ pub mod reason;
 pub mod rundir;
 pub mod shared;
 pub mod socket;
-pub mod stat;
 pub mod tracer;
 
 mod birth;

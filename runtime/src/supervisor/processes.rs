@@ -5,7 +5,7 @@
 
 use super::reason::{Sharing, why_not};
 use super::shared::Shared;
-use super::stat::Stat;
+use crate::process::stat::Stat;
 use mosix_wire::ids::Pid;
 use mosix_wire::job::{Process, State};
 use std::collections::BTreeMap;

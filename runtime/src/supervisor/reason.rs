@@ -3,7 +3,7 @@
 //! The probe touches nothing of the process, so `mosix ps` may ask at any time. What only shows in the process itself (pkeys, shadow
 //! stacks, an LDT) the engine finds at the first try and puts into [`super::shared::Placement::stuck`].
 
-use super::stat::Stat;
+use crate::process::stat::Stat;
 use mosix_wire::job::Why;
 use std::collections::BTreeMap;
 use std::io::{self, Read};

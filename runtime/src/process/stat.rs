@@ -1,4 +1,4 @@
-//! /proc/PID/stat, as far as a supervisor needs it, in one read.
+//! /proc/PID/stat, as far as it is needed here, in one read.
 //!
 //! `procfs` parses the whole file and stats the folder first; a job of thousands of processes is listed by reading every
 //! process of the machine once, so this stays small. See proc_pid_stat(5).
@@ -20,6 +20,8 @@ pub struct Stat {
     pub group: i32,
     /// Session.
     pub session: i32,
+    /// PF_ flags of linux/sched.h.
+    pub flags: u32,
     /// User and system time in clock ticks, without children.
     pub ticks: u64,
     /// Threads.
@@ -47,9 +49,8 @@ impl Stat {
 
     /// Parses the text of the file.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        // The name may hold anything, brackets and newlines too: it ends at the last bracket.
         let open = text.iter().position(|&b| b == b'(')?;
-        let close = text.iter().rposition(|&b| b == b')')?;
+        let close = end_of_name(text)?;
         let pid = std::str::from_utf8(text.get(..open)?).ok()?.trim().parse().ok()?;
         let comm = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
         let rest = std::str::from_utf8(text.get(close + 1..)?).ok()?;
@@ -63,12 +64,39 @@ impl Stat {
             parent: i32::try_from(number(4)?).ok()?,
             group: i32::try_from(number(5)?).ok()?,
             session: i32::try_from(number(6)?).ok()?,
+            flags: number(9)?.try_into().ok()?,
             ticks: number(14)?.checked_add(number(15)?)?.try_into().ok()?,
             threads: number(20)?.try_into().ok()?,
             start: number(22)?.try_into().ok()?,
             resident: number(24)?.try_into().ok()?,
         })
     }
+
+    /// Whether it is dead, reaped or not.
+    pub fn is_dead(&self) -> bool {
+        is_dead(self.state)
+    }
+}
+
+/// The state letter of thread `tid` of process `pid` alone, for paths on which a program stands still; `None` when there is no such thread.
+pub fn state(pid: i32, tid: i32) -> Option<char> {
+    let text = std::fs::read(format!("/proc/{pid}/task/{tid}/stat")).ok()?;
+    let after = text.get(end_of_name(&text)? + 1..)?;
+    after
+        .iter()
+        .find(|byte| !byte.is_ascii_whitespace())
+        .copied()
+        .map(char::from)
+}
+
+/// Whether a state letter is that of a zombie or of a task that is being reaped.
+pub fn is_dead(state: char) -> bool {
+    matches!(state, 'Z' | 'X' | 'x')
+}
+
+/// Where the closing bracket of the name is. The name may hold anything, brackets and newlines too: it ends at the last one.
+fn end_of_name(text: &[u8]) -> Option<usize> {
+    text.iter().rposition(|&b| b == b')')
 }
 
 #[cfg(test)]
@@ -79,7 +107,9 @@ mod tests {
     fn own_process_is_found_in_it() {
         let me = Stat::read(std::process::id().cast_signed()).unwrap();
         assert_eq!(me.parent, std::os::unix::process::parent_id().cast_signed());
-        assert!(me.threads >= 1 && me.resident > 0);
+        assert!(me.threads >= 1 && me.resident > 0 && !me.is_dead());
+        assert!(state(me.pid, me.pid).is_some_and(|state| !is_dead(state)));
+        assert!(state(me.pid, 0).is_none());
     }
 
     #[test]
@@ -88,9 +118,15 @@ mod tests {
         let s = Stat::parse(line).unwrap();
         assert_eq!((s.pid, s.comm.as_str(), s.state, s.parent), (7, "a) R 1 (\n", 'S', 1));
         assert_eq!(
-            (s.group, s.session, s.ticks, s.threads, s.start, s.resident),
-            (2, 3, 33, 5, 99, 77)
+            (s.group, s.session, s.flags, s.ticks, s.threads, s.start, s.resident),
+            (2, 3, 4194304, 33, 5, 99, 77)
         );
+    }
+
+    #[test]
+    fn what_is_cut_is_refused() {
+        assert!(Stat::parse(b"12 (cut) S 1").is_none());
+        assert!(Stat::parse(b"").is_none());
     }
 
     proptest::proptest! {
