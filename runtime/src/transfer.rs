@@ -8,7 +8,11 @@ use crate::process::landing::Landing;
 use crate::process::memory::{Batch, Feed};
 use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, Pid};
+use mosix_wire::image::FileRef;
+use mosix_wire::limits::PAGE_RUN;
 use mosix_wire::link::{ToHome, ToHost};
+use rustix::io::{pread, retry_on_intr};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const PAGE: u64 = 4096;
@@ -63,6 +67,34 @@ pub fn resident(pid: i32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok());
     pages.unwrap_or(0).saturating_mul(PAGE)
+}
+
+/// Gives a file to `send` in pieces, each with its head; the last says so. A file that is shorter than it was ends early, and its
+/// receiver refuses it.
+///
+/// # Errors
+/// It cannot be read, or `send` failed.
+pub fn send_file(
+    file: &FileRef,
+    source: impl AsFd,
+    mut send: impl FnMut(&ToHost, &[u8]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (mut offset, mut buffer) = (0, vec![0; PAGE_RUN]);
+    loop {
+        let want = usize::try_from(file.size - offset).unwrap_or(PAGE_RUN).min(PAGE_RUN);
+        let count = retry_on_intr(|| pread(&source, &mut buffer[..want], offset))?;
+        let end = offset + count as u64;
+        let head = ToHost::FileBytes {
+            file: file.clone(),
+            offset,
+            last: count == 0 || end == file.size,
+        };
+        send(&head, &buffer[..count])?;
+        if count == 0 || end == file.size {
+            return Ok(());
+        }
+        offset = end;
+    }
 }
 
 /// Opens lanes, all at once, and says on each what it is.

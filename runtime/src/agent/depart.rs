@@ -32,7 +32,6 @@ use mosix_wire::control::{Fingerprint, Purpose};
 use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, NodeName, Pid, Tid};
 use mosix_wire::image::{Clocks, FileRef, ProcessImage, SigInfo, ThreadImage};
-use mosix_wire::limits::PAGE_RUN;
 use mosix_wire::link::{ToHome, ToHost};
 use std::collections::HashMap;
 use std::io;
@@ -515,7 +514,6 @@ fn connect(
         ToHome::Refused { reason, .. } => return Err(Box::new(Refused(reason))),
         _ => return Err("the other agent does not say which files it lacks".into()),
     };
-    let mut buffer = vec![0; PAGE_RUN];
     for file in lacks {
         let memfd = {
             let known = lock(&shared.files);
@@ -524,21 +522,9 @@ fn connect(
                 .ok_or_else(|| format!("the bytes of {} are not here", file.path))?;
             fd.try_clone_to_owned()?
         };
-        let mut offset = 0;
-        loop {
-            let count = rustix::io::pread(&memfd, &mut buffer[..], offset)?;
-            let last = count == 0 || offset + count as u64 >= file.size;
-            let head = ToHost::FileBytes {
-                file: file.clone(),
-                offset,
-                last,
-            };
-            stream.send(&encode_body(&head)?, &[buffer.get(..count).unwrap_or_default()])?;
-            offset += count as u64;
-            if last {
-                break;
-            }
-        }
+        transfer::send_file(&file, &memfd, |head, bytes| {
+            Ok(stream.send(&encode_body(head)?, &[bytes])?)
+        })?;
     }
     let ahead = ToHost::Prepare {
         pid,

@@ -19,6 +19,8 @@ use mosix_wire::image::FileRef;
 use mosix_wire::link::{MapAnswer, ToHome};
 use nix::errno::Errno;
 use std::collections::HashMap;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
 
 /// Threads that wait for one file, at most; each is a thread of a body.
 const WAITING: usize = 4096;
@@ -54,7 +56,7 @@ pub fn ask(shared: &Shared, body: &BodyCalls, tid: Tid, n: &Notification) {
 pub fn answered(shared: &Shared, (pid, tid): Who, answer: MapAnswer) {
     match answer {
         MapAnswer::Errno(errno) => {
-            if let Some((body, host, id)) = waits(shared, (pid, tid)) {
+            if let Some((body, host, id, _)) = waits(shared, (pid, tid)) {
                 settle(
                     shared,
                     &body,
@@ -105,11 +107,11 @@ pub fn lost(shared: &Shared, file: &FileRef) {
     }
 }
 
-/// The notification of a thread that waits in mmap: its body, its number here, the notification.
-fn waits(shared: &Shared, (pid, tid): Who) -> Option<(std::sync::Arc<BodyCalls>, i32, u64)> {
+/// The notification of a thread that waits in mmap: its body, its number here, the notification, the descriptor.
+fn waits(shared: &Shared, (pid, tid): Who) -> Option<(Arc<BodyCalls>, i32, u64, i32)> {
     let body = shared.body(pid)?;
-    let (host, id, _) = body.calls.mapping(tid)?;
-    Some((body, host, id))
+    let (host, id, fd) = body.calls.mapping(tid)?;
+    Some((body, host, id, fd))
 }
 
 fn come_home(shared: &Shared, who: Who) {
@@ -124,13 +126,9 @@ fn map(shared: &Shared, who: Who, file: &FileRef) -> bool {
     let Some(memfd) = kept.or_else(|| lock(&shared.files).copy(file)) else {
         return false;
     };
-    let Some((body, host, id)) = waits(shared, who) else {
+    let Some((body, host, id, fd)) = waits(shared, who) else {
         return true;
     };
-    let Some((_, _, fd)) = body.calls.mapping(who.1) else {
-        return true;
-    };
-    use std::os::fd::AsFd as _;
     match body.listener.add_fd(id, memfd.as_fd(), Some(fd), true) {
         Ok(_) => settle(shared, &body, host, id, Answer::Continue),
         Err(Errno::ENOENT) => {}

@@ -10,6 +10,7 @@
 //! Bodies have the worst oom_score_adj in any case.
 
 use super::shared::{Command, Shared};
+use crate::transfer::resident;
 use mosix_wire::ids::Pid;
 use mosix_wire::link::Exit;
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
@@ -72,15 +73,7 @@ pub fn watch(shared: &Arc<Shared>, bytes: u64) {
 /// Resident bytes of all bodies, and the largest of them.
 fn used(shared: &Shared) -> (u64, Option<(Pid, u64)>) {
     let bodies = shared.bodies.read().unwrap_or_else(|poison| poison.into_inner());
-    let of = |host: i32| {
-        let text = std::fs::read_to_string(format!("/proc/{host}/statm")).ok()?;
-        let pages = text.split_whitespace().nth(1)?.parse::<u64>().ok()?;
-        Some(pages.saturating_mul(4096))
-    };
-    let each: Vec<(Pid, u64)> = bodies
-        .values()
-        .filter_map(|body| Some((body.pid, of(body.host)?)))
-        .collect();
+    let each: Vec<(Pid, u64)> = bodies.values().map(|body| (body.pid, resident(body.host))).collect();
     let total = each.iter().map(|(_, bytes)| bytes).sum();
     (total, each.into_iter().max_by_key(|(_, bytes)| *bytes))
 }

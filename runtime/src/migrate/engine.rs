@@ -255,12 +255,13 @@ impl HomeEngine {
         }
     }
 
+    /// The move of a process that is under way.
+    fn journey(&mut self, pid: i32) -> Option<&mut Journey> {
+        self.processes.get_mut(&pid)?.journey.as_mut()
+    }
+
     fn fail(&mut self, pid: i32, why: &str) {
-        if let Some(journey) = self
-            .processes
-            .get_mut(&pid)
-            .and_then(|process| process.journey.as_mut())
-        {
+        if let Some(journey) = self.journey(pid) {
             journey.why.get_or_insert_with(|| why.to_owned());
         }
     }

@@ -5,15 +5,14 @@
 
 use super::hosts::Host;
 use crate::process::descriptor::fetch;
+use crate::process::layout::file_ref;
+use crate::transfer::{self, Failure};
 use mosix_wire::image::FileRef;
-use mosix_wire::limits::PAGE_RUN;
 use mosix_wire::link::{MapAnswer, ToHost};
-use nix::errno::Errno;
 use rustix::fs::{OFlags, StatVfsMountFlags};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -60,13 +59,7 @@ impl Mapped {
             return Ok(MapAnswer::AtHome);
         }
         let path = std::fs::read_link(format!("/proc/{pid}/fd/{fd}"))?;
-        let reference = FileRef {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            mtime_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
-            path: path.to_string_lossy().into_owned(),
-        };
+        let reference = file_ref(&meta, path.to_string_lossy().into_owned());
         if self.0.len() >= MOST && !self.0.contains_key(&reference) {
             return Ok(MapAnswer::AtHome);
         }
@@ -102,27 +95,8 @@ pub fn send(host: &Arc<Host>, file: FileRef, source: Option<Arc<File>>) {
     }
 }
 
-fn stream(host: &Host, file: &FileRef, source: &File) -> io::Result<()> {
-    let (mut offset, mut buffer) = (0, vec![0; PAGE_RUN]);
-    loop {
-        let want = usize::try_from(file.size - offset).unwrap_or(PAGE_RUN).min(PAGE_RUN);
-        let count = match source.read_at(&mut buffer[..want], offset) {
-            Err(error) if error.raw_os_error() == Some(Errno::EINTR as i32) => continue,
-            count => count?,
-        };
-        let last = count == 0 || offset + count as u64 == file.size;
-        let head = ToHost::FileBytes {
-            file: file.clone(),
-            offset,
-            last,
-        };
-        let head = postcard::to_stdvec(&head).map_err(io::Error::other)?;
-        host.session
-            .send(&head, &[&buffer[..count]])
-            .map_err(io::Error::other)?;
-        offset += count as u64;
-        if last {
-            return Ok(());
-        }
-    }
+fn stream(host: &Host, file: &FileRef, source: &File) -> Result<(), Failure> {
+    transfer::send_file(file, source, |head, bytes| {
+        Ok(host.session.send(&postcard::to_stdvec(head)?, &[bytes])?)
+    })
 }

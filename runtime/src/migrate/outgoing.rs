@@ -13,10 +13,8 @@ use mosix_sys::procmem::ProcMem;
 use mosix_wire::ids::{Epoch, NodeName, Pid, Tid};
 use mosix_wire::image::{FileRef, ProcessImage};
 use mosix_wire::job::{Answer, Progress};
-use mosix_wire::limits::PAGE_RUN;
 use mosix_wire::link::{ToHome, ToHost};
 use std::collections::HashSet;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -210,30 +208,10 @@ fn send_files(
             .map(|(_, path)| path);
         let path = path.ok_or("the host asked for a file that was not offered")?;
         let source = std::fs::File::open(path.as_str()).map_err(|error| format!("{}: {error}", file.path))?;
-        let (mut offset, mut buffer) = (0, vec![0; PAGE_RUN]);
-        loop {
-            let want = ((file.size - offset) as usize).min(buffer.len());
-            let count = if want == 0 {
-                0
-            } else {
-                source.read_at(&mut buffer[..want], offset)?
-            };
-            let last = count == 0 || offset + count as u64 == file.size;
-            send(
-                stream,
-                &ToHost::FileBytes {
-                    file: file.clone(),
-                    offset,
-                    last,
-                },
-                &[&buffer[..count]],
-            )?;
-            offset += count as u64;
-            done += count as u64;
-            if last {
-                break;
-            }
-        }
+        transfer::send_file(&file, &source, |head, bytes| {
+            done += bytes.len() as u64;
+            send(stream, head, &[bytes])
+        })?;
         errand.progress("files", done, total);
     }
     known.extend(files.iter().cloned());

@@ -84,9 +84,7 @@ pub fn go_on(tid: i32, deputy: Option<&Deputy>) -> io::Result<()> {
 /// The time-out of a process's socket for receiving or sending, when it has one.
 pub fn socket_timeout(pid: i32, fd: i32, sends: bool) -> Option<Duration> {
     use rustix::net::sockopt::{Timeout, socket_timeout};
-    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-    let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    let socket = pidfd_getfd(process, fd, PidfdGetfdFlags::empty()).ok()?;
+    let socket = crate::process::descriptor::fetch(pid, fd).ok()?;
     let which = if sends { Timeout::Send } else { Timeout::Recv };
     socket_timeout(socket, which).ok()?
 }

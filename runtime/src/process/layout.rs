@@ -6,6 +6,7 @@ use super::maps::Mapping;
 use mosix_loader::script::abi::{WINDOW, WINDOW_END};
 use mosix_wire::image::{Backing, FileRef, VdsoImage, Vma, VmaFlags};
 use std::collections::HashMap;
+use std::fs::Metadata;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
@@ -135,6 +136,17 @@ fn behind(
     }
 }
 
+/// The identity of a file that is found under `path`.
+pub fn file_ref(meta: &Metadata, path: String) -> FileRef {
+    FileRef {
+        device: meta.dev(),
+        inode: meta.ino(),
+        size: meta.len(),
+        mtime_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+        path,
+    }
+}
+
 /// The file behind a mapping, when its path still names it and this process may read it.
 fn identify(pid: i32, mapping: &Mapping) -> Option<(FileRef, String)> {
     if !mapping.name.starts_with('/') || mapping.name.ends_with(" (deleted)") {
@@ -146,13 +158,7 @@ fn identify(pid: i32, mapping: &Mapping) -> Option<(FileRef, String)> {
     if !meta.is_file() || meta.dev() != mapping.device || meta.ino() != mapping.inode {
         return None;
     }
-    let reference = FileRef {
-        device: meta.dev(),
-        inode: meta.ino(),
-        size: meta.len(),
-        mtime_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
-        path: mapping.name.clone(),
-    };
+    let reference = file_ref(&meta, mapping.name.clone());
     Some((reference, path))
 }
 

@@ -8,11 +8,7 @@ impl HomeEngine {
         let report = |pid: Pid, report| (pid.0, HomeEvent::Report(node.clone(), report));
         let (pid, event) = match message {
             ToHome::Complete { pid, epoch, bytes } => {
-                if let Some(journey) = self
-                    .processes
-                    .get_mut(&pid.0)
-                    .and_then(|process| process.journey.as_mut())
-                {
+                if let Some(journey) = self.journey(pid.0) {
                     journey.bytes = bytes;
                 }
                 report(pid, Report::Complete(epoch))
@@ -34,11 +30,7 @@ impl HomeEngine {
             }
             ToHome::WantHome { pid, epoch, .. } => report(pid, Report::WantHome(epoch)),
             ToHome::Frozen { pid, epoch, for_us } => {
-                if let Some(journey) = self
-                    .processes
-                    .get_mut(&pid.0)
-                    .and_then(|process| process.journey.as_mut())
-                {
+                if let Some(journey) = self.journey(pid.0) {
                     // It has stood still since before it could say so; longer than the move lasts it cannot be.
                     let now = Instant::now();
                     let since = now.checked_sub(Duration::from_micros(for_us)).unwrap_or(journey.begun);
