@@ -113,19 +113,21 @@ fn exit_codes_are_kept() {
     }
 }
 
+/// Ways to die by a signal of one's own, as words for `death_signal`, with the signal.
+pub const DEATHS: [(&[&str], i32); 6] = [
+    (&["segv"], 11),
+    (&["fpe"], 8),
+    (&["ill"], 4),
+    (&["abort"], 6),
+    (&["raise", "15"], 15),
+    (&["raise", "9"], 9),
+];
+
 #[test]
 fn deaths_are_kept() {
     require!(require::program("cc"));
-    let deaths: [(&[&str], i32); 6] = [
-        (&["segv"], 11),
-        (&["fpe"], 8),
-        (&["ill"], 4),
-        (&["abort"], 6),
-        (&["raise", "15"], 15),
-        (&["raise", "9"], 9),
-    ];
     for (how, moves) in ways() {
-        for (args, signal) in deaths {
+        for (args, signal) in DEATHS {
             let mut guest = Guest::start("death_signal", args, how);
             guest.go_round(moves);
             guest.tell();

@@ -1,5 +1,6 @@
 //! Notification hazards: what a trapped call does when a signal, a death or a fork comes in between. Many runs each.
 
+use crate::guests::DEATHS;
 use mosix_tests::{Guest, How, Lab, Program, guest, inputs, require};
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
@@ -85,16 +86,8 @@ fn killed_in_a_move() {
 #[test]
 fn a_fatal_signal_in_a_move() {
     require!(require::program("cc"));
-    let deaths: [(&[&str], i32); 6] = [
-        (&["segv"], 11),
-        (&["fpe"], 8),
-        (&["ill"], 4),
-        (&["abort"], 6),
-        (&["raise", "15"], 15),
-        (&["raise", "9"], 9),
-    ];
     for run in 0..runs() / 2 {
-        for (args, number) in deaths {
+        for (args, number) in DEATHS {
             let status = in_a_move(run, args, |guest| guest.tell());
             assert_eq!(status.signal(), Some(number), "run {run}, {args:?}");
         }
