@@ -508,7 +508,12 @@ fn connect(
         Ok(Stream::dial(fd, &shared.security(peer)?)?)
     };
     let mut stream = open()?;
-    stream.send(&encode_body(&ToHost::Files(files.to_vec()))?, &[])?;
+    let offer = ToHost::Files {
+        pid,
+        epoch: attempt,
+        files: files.to_vec(),
+    };
+    stream.send(&encode_body(&offer)?, &[])?;
     let lacks = match stream.recv()?.message()? {
         ToHome::Lacks(lacks) => lacks,
         ToHome::Refused { reason, .. } => return Err(Box::new(Refused(reason))),

@@ -2,6 +2,9 @@
 //!
 //! A host never opens a path that a peer names: bytes come from home, into sealed memfds that are kept for the agent's life and mapped
 //! by every body that needs them. The total is bounded.
+//!
+//! Whoever receives files does so into a store of its own, from which the agent's adopts what is complete: processes that arrive at once
+//! bring the same libraries.
 
 use mosix_sys::shared;
 use mosix_wire::image::FileRef;
@@ -58,6 +61,12 @@ pub enum FileError {
 }
 
 impl Files {
+    /// Those of `wanted` that are not here.
+    pub fn missing(&self, wanted: &[FileRef]) -> Vec<FileRef> {
+        let complete = |file: &&FileRef| self.get(file).is_none();
+        wanted.iter().filter(complete).cloned().collect()
+    }
+
     /// Says which of `wanted` are not here, and expects their bytes.
     ///
     /// # Errors
@@ -126,17 +135,18 @@ impl Files {
         self.get(file).and_then(|(fd, _)| fd.try_clone_to_owned().ok())
     }
 
-    /// Takes over a complete file of another store. False when this one has it, or is receiving it.
+    /// Takes over a complete file of another store. False when this one has it, is receiving it, or has no room.
     pub fn adopt(&mut self, from: &mut Self, file: &FileRef) -> bool {
         if self.known.contains_key(file)
             || self.known.len() >= COUNT
+            || self.bytes.saturating_add(file.size) > TOTAL
             || !from.known.get(file).is_some_and(|f| f.complete)
         {
             return false;
         }
         if let Some(found) = from.known.remove(file) {
             from.bytes -= file.size;
-            self.bytes = self.bytes.saturating_add(file.size);
+            self.bytes += file.size;
             self.known.insert(file.clone(), found);
         }
         true
@@ -195,6 +205,24 @@ mod tests {
         assert_eq!(&bytes, b"0123456789");
         assert!(rustix::io::pwrite(fd, b"x", 0).is_err(), "sealed");
         assert!(files.lacks(&[a]).unwrap().is_empty());
+    }
+
+    /// As two page streams bring one library.
+    #[test]
+    fn a_file_that_arrives_twice_at_once_is_kept_once() {
+        let (mut kept, mut one, mut other) = (Files::default(), Files::default(), Files::default());
+        let a = file(1, 2);
+        for store in [&mut one, &mut other] {
+            assert_eq!(store.lacks(&kept.missing(std::slice::from_ref(&a))).unwrap().len(), 1);
+            store.take(&a, 0, b"x", false).unwrap();
+        }
+        for store in [&mut one, &mut other] {
+            store.take(&a, 1, b"y", true).unwrap();
+        }
+        assert!(kept.adopt(&mut one, &a));
+        assert!(!kept.adopt(&mut other, &a));
+        assert_eq!(kept.bytes, 2);
+        assert!(kept.missing(&[a]).is_empty());
     }
 
     #[test]

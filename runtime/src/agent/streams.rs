@@ -4,6 +4,7 @@
 //! agent the one that home announced.
 
 use super::depart::Streams;
+use super::files::Files;
 use super::shared::{Command, Shared, lock};
 use crate::link::{Frame, LinkError, Receiver, Sender, Stream};
 use crate::node::Incoming;
@@ -89,6 +90,7 @@ fn connection(shared: &Arc<Shared>, incoming: Incoming) -> Result<(), String> {
                 rx,
                 arrival: None,
                 image: (Pid(0), Epoch(0)),
+                files: Files::default(),
                 prepared: None,
             }
             .run()
@@ -106,6 +108,8 @@ struct Pages<'a> {
     arrival: Option<Arrival>,
     /// The image that it is about, once known.
     image: (Pid, Epoch),
+    /// Files that come on it.
+    files: Files,
     /// What was asked to be prepared.
     prepared: Option<(Pid, Epoch)>,
 }
@@ -134,6 +138,11 @@ impl Pages<'_> {
                 arrival.landing.fail(why);
                 self.shared
                     .command(Command::Broken(arrival.pid, arrival.epoch, why.clone()));
+            } else if self.tx.is_some() && self.image.0.0 > 0 {
+                // The sender may have sent all of it and look for no answer here.
+                let (pid, epoch) = self.image;
+                let reason = reason(why);
+                self.shared.tell(&ToHome::Refused { pid, epoch, reason }, &[]);
             }
             self.shared.lanes.refuse(self.image);
             self.refuse(why);
@@ -162,19 +171,14 @@ impl Pages<'_> {
             self.rx.recv_into(&mut frame).map_err(|error| error.to_string())?;
             let message = frame.message::<ToHost>().map_err(|error| error.to_string())?;
             match message {
-                ToHost::Files(files) => {
-                    let lacks = lock(&self.shared.files)
-                        .lacks(&files)
-                        .map_err(|error| error.to_string())?;
-                    let body = encode_body(&ToHome::Lacks(lacks)).map_err(|error| error.to_string())?;
-                    let tx = self.tx.as_mut().ok_or("the stream is used")?;
-                    tx.send(&body, &[]).map_err(|error| error.to_string())?;
-                }
+                ToHost::Files { pid, epoch, files } => self.offered((pid, epoch), &files)?,
                 ToHost::FileBytes { file, offset, last } => {
-                    let mut files = lock(&self.shared.files);
-                    files
-                        .take(&file, offset, &frame.payload, last)
-                        .map_err(|error| error.to_string())?;
+                    let taken = self.files.take(&file, offset, &frame.payload, last);
+                    taken.map_err(|error| error.to_string())?;
+                    if last {
+                        // Another stream may have brought it meanwhile.
+                        lock(&self.shared.files).adopt(&mut self.files, &file);
+                    }
                 }
                 ToHost::Prepare {
                     pid,
@@ -216,6 +220,16 @@ impl Pages<'_> {
                 _ => return Err("a message that does not belong on a page stream".to_owned()),
             }
         }
+    }
+
+    /// Says which files of an image to come are lacking here.
+    fn offered(&mut self, image: (Pid, Epoch), files: &[FileRef]) -> Result<(), String> {
+        self.image = image;
+        let missing = lock(&self.shared.files).missing(files);
+        let lacks = self.files.lacks(&missing).map_err(|error| error.to_string())?;
+        let body = encode_body(&ToHome::Lacks(lacks)).map_err(|error| error.to_string())?;
+        let tx = self.tx.as_mut().ok_or("the stream is used")?;
+        tx.send(&body, &[]).map_err(|error| error.to_string())
     }
 
     fn prepare(&mut self, pid: Pid, epoch: Epoch, files: Vec<FileRef>, threads: Vec<Tid>) -> Result<(), String> {

@@ -399,7 +399,7 @@ impl Tracer {
                 self.over.get_or_insert("home said good-bye".to_owned());
             }
             ToHost::Clocks(_)
-            | ToHost::Files(_)
+            | ToHost::Files { .. }
             | ToHost::FileBytes { .. }
             | ToHost::MapFile { .. }
             | ToHost::NoFile(_)

@@ -191,7 +191,11 @@ fn send_files(
     }
     send(
         stream,
-        &ToHost::Files(fresh.iter().map(|(file, _)| (*file).clone()).collect()),
+        &ToHost::Files {
+            pid: Pid(errand.pid),
+            epoch: errand.attempt,
+            files: fresh.iter().map(|(file, _)| (*file).clone()).collect(),
+        },
         &[],
     )?;
     let lacks = match stream.recv()?.message::<ToHome>()? {

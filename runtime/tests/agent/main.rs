@@ -355,7 +355,8 @@ impl Taken {
     fn arrive(&self, socket: &Path, home: &Home, from: &Receiver<ToHome>) {
         let (image, pid, epoch) = (&self.image, self.image.pid, self.image.epoch);
         let mut stream = connect(socket, Purpose::Pages);
-        send(&mut stream, &ToHost::Files(image.files.clone()), &[]);
+        let files = image.files.clone();
+        send(&mut stream, &ToHost::Files { pid, epoch, files }, &[]);
         let ToHome::Lacks(lacks) = stream.recv().unwrap().message().unwrap() else {
             panic!("no Lacks")
         };

@@ -48,8 +48,15 @@ pub enum ToHost {
         /// Home's clocks as this is sent: bodies on the host go on from them.
         clocks: Clocks,
     },
-    /// Which of these files the host lacks is answered by [`ToHome::Lacks`].
-    Files(Vec<FileRef>),
+    /// Opens a page stream; which of these files the host lacks is answered by [`ToHome::Lacks`].
+    Files {
+        /// The process whose image will come.
+        pid: Pid,
+        /// The epoch that the image will have.
+        epoch: Epoch,
+        /// What its mappings are of.
+        files: Vec<FileRef>,
+    },
     /// Bytes of a file at `offset`; the payload. `last` ends the file.
     FileBytes {
         /// The file.
