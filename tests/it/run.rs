@@ -1,6 +1,7 @@
 //! `mosix run` at home, without any daemon: as if mosix were not there.
 
 use mosix_tests::cluster::text;
+use mosix_tests::run::job_name;
 use mosix_tests::{Lab, executable, require};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -188,6 +189,39 @@ fn ps_shows_it() {
     mosix_tests::cluster::kill(pid);
     assert_eq!(child.wait().unwrap().signal(), Some(9));
     assert!(node.process(pid).is_none(), "ps shows a process that has ended");
+}
+
+/// One command moves a whole job: its processes arrive at once, and bring the same libraries to an agent that has none yet.
+#[test]
+fn a_job_moves_as_a_whole() {
+    let node = Lab::shared().node(1);
+    for round in 0..5 {
+        let job = job_name();
+        let script = "sleep 300 | sleep 300 | sleep 300 | sleep 300";
+        let mut child = node
+            .command(["mosix", "run", "--job", &job, "--", "dash", "-c", script])
+            .spawn()
+            .unwrap();
+        let pids = |place: &str| -> Vec<i64> {
+            let all = node.ps();
+            let rows = all["processes"].as_array().unwrap().iter();
+            rows.filter(|row| row["job"] == job.as_str() && row["program"] == "sleep" && row["where"] == place)
+                .map(|row| row["pid"].as_i64().unwrap())
+                .collect()
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while pids("home").len() < 4 {
+            assert!(Instant::now() < deadline, "round {round}: {:#}", node.ps());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let output = node.mosix(&["migrate", "--json", "--job", &job, "n2"]);
+        assert!(output.status.success(), "round {round}: {}", text(&output));
+        let moved: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(moved["moved"].as_array().unwrap().len(), 5, "round {round}: {moved:#}");
+        assert_eq!(pids("n2").len(), 4, "round {round}");
+        node.mosix_ok(&["kill", "--job", &job, "-s", "KILL"]);
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+    }
 }
 
 /// The same number of processes, descriptors and threads as before: nothing stays behind.

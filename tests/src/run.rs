@@ -213,7 +213,10 @@ pub fn command(how: How<'_>, job: &str, argv: &[OsString]) -> Command {
 /// Moves the job round until its program ends.
 fn moving(child: &mut Child, lab: &Lab, job: &str, period: Duration, deadline: Instant) -> (Option<ExitStatus>, Moves) {
     let mut moves = Moves::default();
-    for target in ["n2", "n3", "home"].into_iter().cycle() {
+    let mut targets = ["n2", "n3", "home"].into_iter().cycle();
+    let mut target = targets.next().expect("a round");
+    let mut begun = false;
+    loop {
         let pause = (Instant::now() + period).min(deadline);
         if let Some(status) = wait_until(child, pause) {
             return (Some(status), moves);
@@ -223,18 +226,21 @@ fn moving(child: &mut Child, lab: &Lab, job: &str, period: Duration, deadline: I
             return (None, moves);
         }
         let output = lab.node(1).mosix(&["migrate", "--job", job, target]);
+        let said = crate::cluster::text(&output);
         if output.status.success() {
             moves.done += 1;
+        } else if !begun && said.contains("there is no job") {
+            // Not yet.
+            continue;
         } else if let Some(status) = wait_until(child, Instant::now() + Duration::from_millis(500)) {
             // It ended under the move's hands: no failure of the move.
             return (Some(status), moves);
         } else {
-            moves
-                .failed
-                .push(format!("to {target}: {}", crate::cluster::text(&output).trim()));
+            moves.failed.push(format!("to {target}: {}", said.trim()));
         }
+        begun = true;
+        target = targets.next().expect("a round");
     }
-    unreachable!("the round never ends")
 }
 
 /// Waits for the end of the program; after the deadline kills it and gives `None`.

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Move a running process (or a whole job) to another node, or home.
 ///
 /// Waits until it runs there and prints how long it stood still and how much travelled. If it cannot move, it goes on where
-/// it is. Exit codes: 0 moved, 1 failed, 3 no such process or job, 4 no such node, 5 it cannot move (`mosix ps` says why),
+/// it is. Of a job, the processes that can move do, and each that stays is named. Exit codes: 0 moved, 1 failed, 3 no such process or job, 4 no such node, 5 it cannot move (`mosix ps` says why),
 /// 6 the node refused it, 7 not allowed.
 #[derive(Args, Debug)]
 #[command(override_usage = "mosix migrate [--json] PID NODE|home\n       mosix migrate [--json] --job NAME NODE|home")]
@@ -23,7 +23,7 @@ pub struct MigrateArgs {
     #[arg(long, value_name = "NAME")]
     job: Option<String>,
 
-    /// Print JSON: `moved` and `error`.
+    /// Print JSON: `moved`, `error` (the first) and `errors`.
     #[arg(long)]
     json: bool,
 
@@ -32,26 +32,38 @@ pub struct MigrateArgs {
     words: Vec<String>,
 }
 
-/// Moves, and waits for the end of it.
-pub fn run(args: MigrateArgs) -> ExitCode {
-    let mut moved = Vec::new();
-    let result = migrate(&args, &mut moved);
-    if args.json {
-        let error = result
-            .as_ref()
-            .err()
-            .map(|f| json!({ "code": f.exit as u8, "text": f.text }));
-        println!(
-            "{}",
-            json!({ "moved": moved.iter().map(as_json).collect::<Vec<_>>(), "error": error })
-        );
-    } else if let Err(failure) = &result {
-        eprintln!("mosix: {}", failure.text);
-    }
-    result.map_or_else(|f| f.exit.into(), |()| Exit::Done.into())
+/// What became of the processes.
+#[derive(Default)]
+struct Outcome {
+    moved: Vec<Moved>,
+    /// Of several, those that did not move.
+    stays: Vec<Failure>,
 }
 
-fn migrate(args: &MigrateArgs, moved: &mut Vec<Moved>) -> Result<(), Failure> {
+/// Moves, and waits for the end of it.
+pub fn run(args: MigrateArgs) -> ExitCode {
+    let mut outcome = Outcome::default();
+    let result = migrate(&args, &mut outcome);
+    let failures: Vec<&Failure> = result.as_ref().err().into_iter().chain(&outcome.stays).collect();
+    if args.json {
+        let moved: Vec<Value> = outcome.moved.iter().map(as_json).collect();
+        let errors: Vec<Value> = failures
+            .iter()
+            .map(|f| json!({ "code": f.exit as u8, "text": f.text }))
+            .collect();
+        println!(
+            "{}",
+            json!({ "moved": moved, "error": errors.first(), "errors": errors })
+        );
+    } else {
+        for failure in &failures {
+            eprintln!("mosix: {}", failure.text);
+        }
+    }
+    failures.first().map_or(Exit::Done, |failure| failure.exit).into()
+}
+
+fn migrate(args: &MigrateArgs, outcome: &mut Outcome) -> Result<(), Failure> {
     let usage = |text: String| Failure::new(Exit::Usage, text);
     let place = |to: &str| Place::parse(to).map_err(|e| usage(e.to_string()));
     // What is wrong with the words themselves comes before what is wrong with the process.
@@ -85,7 +97,11 @@ fn migrate(args: &MigrateArgs, moved: &mut Vec<Moved>) -> Result<(), Failure> {
                     println!("{}", as_line(&report));
                 }
             });
-            moved.push(report);
+            outcome.moved.push(report);
+            false
+        }
+        Answer::Stays(refusal) => {
+            outcome.stays.push(refusal.into());
             false
         }
         Answer::Refused(refusal) => {

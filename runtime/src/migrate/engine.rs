@@ -12,7 +12,7 @@ use super::{Message, home, incoming, mapped, outgoing, signals};
 use crate::contract::commit::{Cause, Epochs, Home, HomeEffect, HomeEvent, Order, Place as Where, Report};
 use crate::deputy::Deputy;
 use crate::fault;
-use crate::process::stat::Stat;
+use crate::process::freeze;
 use crate::supervisor::engine::{Command, Context, Engine, Handle, Verdict};
 use crate::supervisor::environment::CpuLevel;
 use crate::supervisor::processes;
@@ -21,7 +21,7 @@ use mosix_sys::process::Waited;
 use mosix_sys::ptrace::{self, Event};
 use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Tid};
 use mosix_wire::image::{CpuImage, SigInfo};
-use mosix_wire::job::{Answer, Moved, Place, RefusalKind, Target};
+use mosix_wire::job::{Moved, Place, RefusalKind, Target};
 use mosix_wire::link::{Destination, Exit, ToHome, ToHost};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
@@ -421,22 +421,25 @@ impl Engine for HomeEngine {
             Target::Job => match processes::descendants(self.shared.supervisor()) {
                 Ok(all) => all
                     .into_iter()
-                    .filter(|stat| stat.state != 'Z')
+                    .filter(|stat| !freeze::gone(stat.pid))
                     .map(|stat| stat.pid)
                     .collect(),
                 Err(error) => return reply.refuse(RefusalKind::Failed, None, error.to_string()),
             },
         };
-        let batch = (pids.len() > 1).then(|| Arc::new(()));
+        // A job's processes may end at any time.
+        let reply = match target {
+            Target::Process(_) => reply,
+            Target::Job => reply.of_all(),
+        };
         for pid in pids {
-            let (to, reply, batch) = (to.clone(), Some(reply.clone()), batch.clone());
+            let (to, reply) = (to.clone(), Some(reply.clone()));
             self.wish(
                 cx,
                 Wish {
                     pid,
                     to,
                     reply,
-                    batch,
                     since: Instant::now(),
                 },
             );

@@ -77,8 +77,6 @@ pub enum DepartError {
 pub struct Journey {
     /// Who asked; None for a move that the process itself needs.
     pub reply: Option<Reply>,
-    /// Whether this is one of several moves of one command: the last one says done.
-    pub batch: Option<Arc<()>>,
     /// Where from.
     pub from: Place,
     /// Where to.

@@ -2,7 +2,6 @@
 
 use crate::supervisor::engine::Reply;
 use mosix_wire::job::Place;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// A wish that waits until its host is connected or its process has settled.
@@ -14,8 +13,6 @@ pub struct Wish {
     pub to: Place,
     /// Who asked.
     pub reply: Option<Reply>,
-    /// Shared by the moves of one command.
-    pub batch: Option<Arc<()>>,
     /// When it was asked for.
     pub since: Instant,
 }

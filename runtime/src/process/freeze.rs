@@ -161,8 +161,13 @@ const LOOK: Duration = Duration::from_millis(5);
 
 /// Whether a thread is dead. The kernel reports the end of a leader only after those of all other threads were taken, which whoever
 /// waits for the leader does not do.
-pub(super) fn ended(tid: i32) -> bool {
+fn ended(tid: i32) -> bool {
     state(tid, tid).is_none_or(is_dead)
+}
+
+/// Whether no thread of a process lives. Of one whose leader has ended, others may.
+pub fn gone(pid: i32) -> bool {
+    threads(pid).map_or(true, |tids| tids.into_iter().all(ended))
 }
 
 /// Freezes a process that nobody traces.
@@ -205,7 +210,9 @@ fn collect(
 ) -> Result<(), FreezeError> {
     let mut sleepers = HashMap::new();
     match state(pid, pid) {
-        Some('Z' | 'X') => return Err(FreezeError::ZombieLeader(pid)),
+        None => return Err(FreezeError::Ended(pid)),
+        Some(state) if is_dead(state) && gone(pid) => return Err(FreezeError::Ended(pid)),
+        Some(state) if is_dead(state) => return Err(FreezeError::ZombieLeader(pid)),
         // All threads stop together.
         Some('T') => return Err(FreezeError::Stopped(pid)),
         _ => {}

@@ -59,11 +59,6 @@ pub enum ScriptError {
     Range(#[from] OutOfRange),
 }
 
-/// Whether no thread of a process lives. Of one whose leader has ended, others may.
-fn dead(pid: i32) -> bool {
-    super::freeze::threads(pid).map_or(true, |tids| tids.into_iter().all(super::freeze::ended))
-}
-
 /// Offset of a slot in the shared part.
 pub fn slot_offset(slot: u32) -> u64 {
     SLOTS + u64::from(slot) * SLOT_SIZE
@@ -184,7 +179,7 @@ impl Window {
             self.shared
                 .wait(CONTROL + CONTROL_DOORBELL, bell, Some(left.min(nap)))?;
             let silent = self.shared.load(CONTROL + CONTROL_DOORBELL)? == bell;
-            if let Some(pid) = self.owner.filter(|pid| silent && dead(*pid)) {
+            if let Some(pid) = self.owner.filter(|pid| silent && super::freeze::gone(*pid)) {
                 return Err(ScriptError::Dead(pid));
             }
         }

@@ -18,9 +18,10 @@
 
 use super::shared::Shared;
 use mosix_sys::process::Waited;
-use mosix_wire::job::{Answer, Place, Refusal, RefusalKind, Target, Why};
+use mosix_wire::job::{Answer, Moved, Place, Refusal, RefusalKind, Target, Why};
 use nix::sys::eventfd::EventFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Instant;
 
@@ -106,31 +107,87 @@ pub enum Command {
 /// Where the answers to a [`Command`] go. Cheap to keep and to send to other threads; when the last clone is dropped without
 /// [`Answer::Done`] or [`Answer::Refused`], the asker is told that nothing came of it.
 #[derive(Clone, Debug)]
-pub struct Reply(Sender<Answer>);
+pub struct Reply {
+    answers: Sender<Answer>,
+    batch: Option<Arc<Batch>>,
+}
+
+/// Several processes that one command moves: what becomes of one ends nothing, the end of all does.
+#[derive(Debug)]
+struct Batch {
+    answers: Sender<Answer>,
+    /// Whether something was said of one.
+    told: AtomicBool,
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        let last = if self.told.load(Ordering::Acquire) {
+            Answer::Done
+        } else {
+            Answer::Refused(Refusal {
+                kind: RefusalKind::UnknownProcess,
+                pid: None,
+                text: "the job's processes have ended".to_owned(),
+            })
+        };
+        let _ = self.answers.send(last);
+    }
+}
 
 impl Reply {
     /// Makes a reply and the end that reads it.
     pub fn new() -> (Self, Receiver<Answer>) {
-        let (tx, rx) = channel();
-        (Self(tx), rx)
+        let (answers, rx) = channel();
+        (Self { answers, batch: None }, rx)
+    }
+
+    /// For several processes: of each its outcome is told, but for those that end meanwhile; when all clones are gone, that it is done.
+    #[must_use]
+    pub fn of_all(self) -> Self {
+        let batch = Batch {
+            answers: self.answers.clone(),
+            told: AtomicBool::new(false),
+        };
+        Self {
+            batch: Some(Arc::new(batch)),
+            ..self
+        }
     }
 
     /// Sends one answer. An asker that is gone is no error: the move goes on.
     pub fn send(&self, answer: Answer) {
-        let _ = self.0.send(answer);
+        let _ = self.answers.send(answer);
     }
 
-    /// Refuses: the last answer.
+    /// A process has moved.
+    pub fn moved(&self, moved: Moved) {
+        self.send(Answer::Moved(moved));
+        match &self.batch {
+            Some(batch) => batch.told.store(true, Ordering::Release),
+            None => self.send(Answer::Done),
+        }
+    }
+
+    /// Refuses: the last answer about this process.
     pub fn refuse(&self, kind: RefusalKind, pid: Option<i32>, text: impl Into<String>) {
-        let pid = pid.map(mosix_wire::ids::Pid);
-        self.send(Answer::Refused(Refusal {
+        let refusal = Refusal {
             kind,
-            pid,
+            pid: pid.map(mosix_wire::ids::Pid),
             text: text.into(),
-        }));
+        };
+        match &self.batch {
+            None => self.send(Answer::Refused(refusal)),
+            // A process of many that ends is what processes do.
+            Some(_) if kind == RefusalKind::UnknownProcess => {}
+            Some(batch) => {
+                batch.told.store(true, Ordering::Release);
+                self.send(Answer::Stays(refusal));
+            }
+        }
     }
 
-    /// Refuses a process for `why` it cannot move: the last answer.
+    /// Refuses a process for `why` it cannot move: the last answer about it.
     pub fn refuse_for(&self, pid: i32, why: &Why) {
         let remedy = if why.remedy.is_empty() {
             String::new()
@@ -232,5 +289,62 @@ impl Engine for NoEngine {
 
     fn is_busy(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(kind: RefusalKind) -> (RefusalKind, &'static str) {
+        (kind, "why")
+    }
+
+    /// What a job's move of three processes says, of which some do not move.
+    fn told(outcomes: &[Option<(RefusalKind, &'static str)>]) -> Vec<Answer> {
+        let (reply, answers) = Reply::new();
+        let reply = reply.of_all();
+        for outcome in outcomes {
+            let one = reply.clone();
+            match outcome {
+                Some((kind, why)) => one.refuse(*kind, Some(7), *why),
+                None => one.moved(Moved {
+                    pid: mosix_wire::ids::Pid(7),
+                    program: "p".to_owned(),
+                    from: Place::Home,
+                    to: Place::Home,
+                    freeze_us: 0,
+                    total_us: 0,
+                    bytes: 0,
+                }),
+            }
+        }
+        drop(reply);
+        answers.into_iter().collect()
+    }
+
+    #[test]
+    fn of_a_job_every_process_has_its_answer_and_the_last_ends_it() {
+        let all = told(&[
+            Some(refused(RefusalKind::CannotMove)),
+            None,
+            Some(refused(RefusalKind::UnknownProcess)),
+        ]);
+        assert!(
+            matches!(&all[..], [Answer::Stays(_), Answer::Moved(_), Answer::Done]),
+            "{all:?}"
+        );
+    }
+
+    #[test]
+    fn a_job_whose_processes_end_is_refused_once() {
+        let all = told(&[
+            Some(refused(RefusalKind::UnknownProcess)),
+            Some(refused(RefusalKind::UnknownProcess)),
+        ]);
+        assert!(
+            matches!(&all[..], [Answer::Refused(r)] if r.kind == RefusalKind::UnknownProcess),
+            "{all:?}"
+        );
     }
 }

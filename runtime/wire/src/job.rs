@@ -106,7 +106,9 @@ pub enum Answer {
     Progress(Progress),
     /// A process has moved.
     Moved(Moved),
-    /// All that was asked is done.
+    /// Of several processes that were to move, this one stays where it was, and why. The others are still to come.
+    Stays(Refusal),
+    /// All that was asked is done, or said.
     Done,
     /// It is not done, and why; the process runs where it was.
     Refused(Refusal),

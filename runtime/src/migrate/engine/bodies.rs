@@ -282,7 +282,7 @@ impl HomeEngine {
         process.carried = journey.bytes;
         if let Some(reply) = &journey.reply {
             if moved {
-                reply.send(Answer::Moved(Moved {
+                reply.moved(Moved {
                     pid: Pid(pid),
                     program: process.program.clone(),
                     from: journey.from,
@@ -290,7 +290,13 @@ impl HomeEngine {
                     freeze_us: journey.frozen.map_or(0, still),
                     total_us: us(journey.begun),
                     bytes: journey.bytes,
-                }));
+                });
+            } else if freeze::gone(pid) {
+                reply.refuse(
+                    RefusalKind::UnknownProcess,
+                    Some(pid),
+                    format!("process {pid} ended before it had moved"),
+                );
             } else {
                 let why = journey
                     .why
@@ -300,9 +306,6 @@ impl HomeEngine {
                     Some(pid),
                     format!("process {pid} stays where it was: {why}"),
                 );
-            }
-            if moved && journey.batch.is_none_or(|batch| Arc::strong_count(&batch) == 1) {
-                reply.send(Answer::Done);
             }
         } else if let Some(why) = journey.why.filter(|_| !moved) {
             cx.handle.notice(format!("process {pid} could not come home: {why}"));

@@ -29,7 +29,6 @@ impl HomeEngine {
         if process.journey.is_none() {
             process.journey = Some(Journey {
                 reply: None,
-                batch: None,
                 from: Place::Node(from.clone()),
                 to: Place::Home,
                 begun: Instant::now(),

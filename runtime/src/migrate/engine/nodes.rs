@@ -17,7 +17,7 @@ impl HomeEngine {
                 reply.refuse(kind, Some(pid), text);
             }
         };
-        if Stat::read(pid).map_or(true, |stat| stat.state == 'Z') {
+        if freeze::gone(pid) {
             return refuse(RefusalKind::UnknownProcess, format!("process {pid} has ended"));
         }
         let epoch = self.epochs.fresh();
@@ -47,10 +47,7 @@ impl HomeEngine {
                     total_us: 0,
                     bytes: 0,
                 };
-                reply.send(Answer::Moved(moved));
-                if wish.batch.is_none_or(|batch| Arc::strong_count(&batch) == 1) {
-                    reply.send(Answer::Done);
-                }
+                reply.moved(moved);
             }
             return;
         }
@@ -66,7 +63,6 @@ impl HomeEngine {
         let begun = wish.since;
         process.journey = Some(Journey {
             reply: wish.reply,
-            batch: wish.batch,
             from,
             to: wish.to,
             begun,
