@@ -154,6 +154,26 @@ fn signals_from_outside_end_it() {
     }
 }
 
+/// A process that ^Z stopped in a wait stands, continued, in restart_syscall(2), whatever its call was: it moves all the same.
+#[test]
+fn waits_that_were_stopped_move() {
+    require!(require::program("cc"));
+    let lab = Lab::shared();
+    for call in ["nanosleep", "clock_nanosleep", "poll", "futex"] {
+        for moves in [1, 3] {
+            let mut guest = Guest::start("stopped_wait", &[call], How::Moving { lab, period: PERIOD });
+            std::thread::sleep(PERIOD);
+            let pid = nix::unistd::Pid::from_raw(guest.pid());
+            for signal in [nix::sys::signal::Signal::SIGSTOP, nix::sys::signal::Signal::SIGCONT] {
+                nix::sys::signal::kill(pid, signal).unwrap();
+                std::thread::sleep(PERIOD);
+            }
+            guest.go_round(moves);
+            guest.pass();
+        }
+    }
+}
+
 /// `sleep 30` with 50 moves on the way ends on time; smaller by default.
 #[test]
 fn a_sleep_with_many_moves_ends_on_time() {

@@ -206,7 +206,7 @@ impl Process {
         calls.calls.close();
         let mut sleepers = HashMap::new();
         for tid in &self.tids {
-            if let Some(sleeper) = self.sleeper(*tid) {
+            if let Some(sleeper) = self.sleeper(*tid).filter(Sleeper::still_sleeps) {
                 sleepers.insert(*tid, sleeper);
             }
             let _ = ptrace::interrupt(*tid);
@@ -239,7 +239,7 @@ impl Process {
     pub fn sleeper(&self, tid: i32) -> Option<Sleeper> {
         let (built, calls) = (self.built.as_ref()?, self.calls.as_ref()?);
         let native = !calls.calls.is_waiting(tid);
-        native.then(|| Sleeper::look(built.body.pid, tid)).flatten()
+        native.then(|| Sleeper::look(built.body.pid, tid, false)).flatten()
     }
 
     /// Lets one stopped thread go on, in a native call with the rest of its time-out.
@@ -275,6 +275,12 @@ impl Process {
             match self.standing(shared, tid, event) {
                 Ok(true) => {
                     let body = FrozenThread::take(tid, sleeper.take(), |regs| settle_body(self, tid, regs))?;
+                    if body.is_unknown() {
+                        put_back(&body).and_then(|()| ptrace::cont(tid, 0))?;
+                        return Err(io::Error::other(
+                            "a thread has just been continued in a wait: try again",
+                        ));
+                    }
                     let since = self.since(&body);
                     return Ok(Some(FrozenThread { since, ..body }));
                 }
@@ -341,6 +347,7 @@ impl Process {
                 standing: Standing::User,
                 since: image.since.filter(|_| is_native(&regs)),
                 switches: None,
+                whole: None,
             })
         });
         Some(Frozen {

@@ -6,8 +6,10 @@
 //! ```
 //! Runs on the tracer thread: ptrace rights belong to a thread.
 
+use super::rest;
 use super::restart::{self, Standing, settle, take_back};
 use super::stat::{is_dead, state};
+use super::timers::Timers;
 use super::waited::Sleeper;
 use mosix_sys::ptrace::{self, Event, Regs};
 use std::collections::HashMap;
@@ -29,6 +31,8 @@ pub struct FrozenThread {
     pub since: Option<i64>,
     /// How often it had left a CPU, when it slept in a call with a relative time-out.
     pub switches: Option<u64>,
+    /// The time-out that began at `since`, when a high-resolution timer kept it.
+    pub whole: Option<Duration>,
 }
 
 impl FrozenThread {
@@ -40,9 +44,12 @@ impl FrozenThread {
         let mut regs = ptrace::regs(tid)?;
         take_back(tid, &mut regs);
         let raw = regs.rax();
+        let slept = sleeper.and_then(Sleeper::slept);
+        if regs.orig_rax() == libc::SYS_restart_syscall as u64 && raw as i64 == restart::ERESTART_RESTARTBLOCK {
+            let call = slept.map_or(regs.orig_rax(), |slept| slept.nr);
+            regs.set_orig_rax(call);
+        }
         let mut standing = settle(&mut regs);
-        let switches = sleeper.as_ref().map(Sleeper::switches);
-        let waited = sleeper.and_then(Sleeper::waited);
         let since = match standing {
             Standing::User | Standing::Short(_) => None,
             Standing::Again | Standing::Block if restart::brief(tid, &regs) => {
@@ -50,16 +57,30 @@ impl FrozenThread {
                 standing = Standing::Again;
                 None
             }
-            Standing::Again | Standing::Block => restart::since(&regs, raw, waited),
+            Standing::Again | Standing::Block => restart::since(&regs, raw, slept.and_then(|slept| slept.time)),
         };
+        // Of the others the arguments show the rest.
+        let counts = since.is_some() && (!rest::writes_rest(regs.orig_rax()) || raw as i64 == restart::EINTR);
         Ok(Self {
             tid,
             regs,
             raw,
             standing,
             since,
-            switches,
+            switches: slept.map(|slept| slept.switches),
+            whole: slept.and_then(|slept| slept.whole).filter(|_| counts),
         })
+    }
+
+    /// Whether it goes on with a call that a stop had interrupted before, and was not seen to sleep in it: only then the call is known.
+    /// Such a thread can go on here and nowhere else.
+    pub fn is_unknown(&self) -> bool {
+        self.standing == Standing::Block && self.regs.orig_rax() == libc::SYS_restart_syscall as u64
+    }
+
+    /// When its wait ends, by what is known.
+    fn latest(&self) -> Option<i64> {
+        self.since?.checked_add(i64::try_from(self.whole?.as_nanos()).ok()?)
     }
 }
 
@@ -93,6 +114,14 @@ pub enum FreezeError {
     /// The process is stopped by a signal.
     #[error("process {0} is stopped (^Z or SIGSTOP): continue it first")]
     Stopped(i32),
+    /// A thread is about to sleep again in a wait that a signal had stopped.
+    #[error("thread {tid} of process {pid} has just been continued: try again")]
+    JustContinued {
+        /// The process.
+        pid: i32,
+        /// The thread.
+        tid: i32,
+    },
     /// The leader thread has exited while others run.
     #[error("the leader thread of process {0} has exited")]
     ZombieLeader(i32),
@@ -209,6 +238,7 @@ fn collect(
     seized: &mut Vec<i32>,
 ) -> Result<(), FreezeError> {
     let mut sleepers = HashMap::new();
+    let mut timers = None;
     match state(pid, pid) {
         None => return Err(FreezeError::Ended(pid)),
         Some(state) if is_dead(state) && gone(pid) => return Err(FreezeError::Ended(pid)),
@@ -224,8 +254,12 @@ fn collect(
             .filter(|tid| !seized.contains(tid) && !held.contains(tid))
             .collect();
         if fresh.is_empty() {
+            if let Some(timers) = &timers {
+                by_timers(frozen, timers);
+            }
             return Ok(());
         }
+        let mut running = Vec::with_capacity(fresh.len());
         for tid in fresh {
             // Until it is let go it may stand in code that only this tracer leads it out of: without the tracer it ends.
             match ptrace::seize(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL) {
@@ -238,8 +272,18 @@ fn collect(
                 Err(error) => return Err(FreezeError::Trace { tid, error }),
             }
             seized.push(tid);
-            if let Some(sleeper) = Sleeper::look(pid, tid) {
+            running.push(tid);
+            if let Some(sleeper) = Sleeper::look(pid, tid, timers.is_none()) {
                 sleepers.insert(tid, sleeper);
+            }
+        }
+        // Once: a thread that comes later has slept for no time.
+        if timers.is_none() && sleepers.values().any(Sleeper::has_timer) {
+            timers = Timers::read();
+        }
+        for tid in running {
+            if sleepers.get(&tid).is_some_and(|sleeper| !sleeper.still_sleeps()) {
+                sleepers.remove(&tid);
             }
             let _ = ptrace::interrupt(tid);
         }
@@ -255,6 +299,20 @@ fn collect(
                 None if tid == pid => return Err(FreezeError::Ended(pid)),
                 None => {}
             }
+        }
+    }
+}
+
+/// Puts the beginnings of waits right by the deadlines of their timers.
+fn by_timers(frozen: &mut Frozen, timers: &Timers) {
+    let latest: Vec<i64> = frozen.threads.iter().filter_map(FrozenThread::latest).collect();
+    let after = timers.again(&latest);
+    for thread in &mut frozen.threads {
+        if let (Some(latest), Some(since)) = (thread.latest(), &mut thread.since)
+            && let Some(deadline) = timers.deadline(after.as_ref(), latest)
+        {
+            tracing::trace!(tid = thread.tid, earlier = latest - deadline, "the timer of a wait");
+            *since = since.saturating_sub(latest.saturating_sub(deadline).max(0));
         }
     }
 }
@@ -286,6 +344,10 @@ fn stop(
                 let settle = |regs: &mut Regs| settle(regs, |fd| blocking(pid, fd));
                 let thread = FrozenThread::take(tid, sleepers.remove(&tid), settle)
                     .map_err(|error| FreezeError::Trace { tid, error })?;
+                if thread.is_unknown() {
+                    let _ = put_back(&thread).and_then(|()| ptrace::cont(tid, 0));
+                    return Err(FreezeError::JustContinued { pid, tid });
+                }
                 return Ok(Some(thread));
             }
             Event::Stop(_) => return Err(FreezeError::Stopped(pid)),

@@ -7,6 +7,7 @@
 //! ```
 //! Every step that must run *inside* the process is a script of raw system calls for the stub in its [`window`].
 
+pub mod asleep;
 pub mod capture;
 pub mod descriptor;
 pub mod enter;
@@ -24,5 +25,6 @@ pub mod restart;
 pub mod restore;
 pub mod stat;
 pub mod step;
+pub mod timers;
 pub mod waited;
 pub mod window;
