@@ -1,9 +1,11 @@
-/* Timers of the real clock go on ticking through moves: setitimer and timer_create, at their rate, none lost for good. */
+/* Timers of the real clock go on ticking through moves: setitimer, and timer_create at its rate, no expiration lost for good. */
 #include "guest.h"
 #include <sys/time.h>
 static volatile sig_atomic_t ticks, posix;
 static volatile long overruns;
 static timer_t timer;
+/* How far the count of expirations may be behind: they are on their way. How long it has to come so near, in seconds. */
+enum { BEHIND = 4, PATIENCE = 20 };
 
 static void tick(int number)
 {
@@ -16,7 +18,7 @@ static void posix_tick(int number, siginfo_t *info, void *context)
 	(void)number, (void)context;
 	posix++;
 	if (info->si_code == SI_TIMER)
-		overruns += timer_getoverrun(timer);
+		overruns += info->si_overrun;
 }
 
 int main(void)
@@ -39,14 +41,25 @@ int main(void)
 		for (int i = 0; i < 100000; i++)
 			x = mix(x);
 	while (!told() || now(CLOCK_MONOTONIC) - begin < 1);
-	double took = now(CLOCK_MONOTONIC) - begin;
-	long seen = posix + overruns;
+	/* A frozen process gets one SIGALRM for all that fell due meanwhile; the POSIX timer counts them. How late they come depends on the
+	   machine: but as soon as one comes in time, none is missing. */
+	double told_at = now(CLOCK_MONOTONIC), took;
+	long before = ticks, seen, due;
+	do {
+		for (int i = 0; i < 100000; i++)
+			x = mix(x);
+		took = now(CLOCK_MONOTONIC) - begin;
+		seen = posix + overruns;
+		due = (long)(took / 0.05);
+	} while ((seen < due - BEHIND || ticks < before + 3) && took < told_at - begin + PATIENCE);
+	CHECK(timer_getoverrun(timer) >= 0, "timer_getoverrun: %s", strerror(errno));
 	struct itimerval left;
 	SYS(getitimer(ITIMER_REAL, &left));
 	CHECK(left.it_interval.tv_usec == 20000, "interval became %ld", left.it_interval.tv_usec);
-	/* A frozen process gets one SIGALRM for all that fell due meanwhile; the POSIX timer counts them. */
-	CHECK(ticks > took / 0.02 * 0.3 && ticks <= took / 0.02 + 2, "%d ticks in %.2f s", (int)ticks, took);
-	CHECK(seen > took / 0.05 * 0.7 - 2 && seen <= took / 0.05 + 2, "%ld timer expirations in %.2f s", seen, took);
+	took = now(CLOCK_MONOTONIC) - begin;
+	CHECK(ticks >= before + 3 && ticks <= took / 0.02 + 2, "%d ticks in %.2f s, %ld when told", (int)ticks, took, before);
+	seen = posix + overruns;
+	CHECK(seen >= due - BEHIND && seen <= took / 0.05 + 2, "%ld timer expirations of %ld in %.2f s", seen, due, took);
 	CHECK(x != 0, "x");
 	PASS();
 }

@@ -16,6 +16,7 @@ pub mod inputs;
 pub mod packages;
 pub mod require;
 pub mod run;
+pub mod yardstick;
 
 pub use cluster::{Lab, Node};
 pub use executable::executable;
