@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 /// A list that took longer is not read again while the process stands still.
 const SLOW: Duration = Duration::from_millis(5);
+/// How often the list is read. The kernel goes through it by counting, and passes over some timers when earlier ones end meanwhile, as many
+/// do when the reader is preempted: that one timer is missing each time is next to impossible.
+const READINGS: u32 = 4;
 /// A deadline that the scheduler's clock leads to may seem so much too early: reading it takes time.
 const ROUNDING: i64 = 50_000;
 
@@ -22,8 +25,18 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// Reads the list; `None` when the kernel does not show it, or counts by another clock than this process.
+    /// Reads the list, several times; `None` when the kernel does not show it, or counts by another clock than this process.
     pub fn read() -> Option<Self> {
+        let mut all = Self::once()?;
+        for _ in 1..READINGS {
+            let once = Self::once()?;
+            all.pending.extend(once.pending);
+            all.took = all.took.min(once.took);
+        }
+        Some(all)
+    }
+
+    fn once() -> Option<Self> {
         let (begun, before) = (Instant::now(), monotonic());
         let text = std::fs::read_to_string("/proc/timer_list").ok()?;
         let (now, pending) = parse(&text)?;
@@ -36,7 +49,7 @@ impl Timers {
     /// The list once more, if that is worth its time: when more than one timer of this one fits one of the waits.
     pub fn again(&self, latest: &[i64]) -> Option<Self> {
         let ambiguous = |latest: &i64| self.fitting(*latest).nth(1).is_some();
-        (self.took <= SLOW && latest.iter().any(ambiguous)).then(Self::read)?
+        (self.took <= SLOW && latest.iter().any(ambiguous)).then(Self::once)?
     }
 
     /// The true deadline of a wait that was under way when this list was read, was stopped before `after` was, and ends at `latest` by
