@@ -9,12 +9,11 @@ mod exit;
 mod stand_in;
 mod target;
 
-use clap::Parser;
 use exit::Exit;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match cli::Cli::try_parse() {
+    match cli::Cli::from_arguments() {
         Ok(cli) => cli.run(),
         Err(error) => {
             // Help and version are no errors. clap's own text goes to where it belongs; if that is closed, nobody reads it.

@@ -22,7 +22,6 @@ use mosix_wire::job::Place;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
 use std::os::fd::AsFd;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::canary::Canary;
@@ -46,15 +45,21 @@ struct StandIn {
 enum Next {
     Wait,
     End(WaitStatus),
-    Fail(ExitCode),
+    Fail(u8),
 }
 
 /// Stands for the program until it ends; then ends in the same way, or returns the exit code.
 ///
 /// # Errors
 /// Those of poll(2) and of reading signals.
-pub fn stand_in(launched: Launched) -> io::Result<ExitCode> {
+pub fn stand_in(launched: Launched) -> io::Result<u8> {
     let (signals, canary) = (Signals::open()?, Canary::start().ok());
+    if let Some(errno) = launched.unguarded {
+        say(&format!(
+            "no guardian could be started ({}): if the supervisor is killed, the program can start no others",
+            errno.desc()
+        ));
+    }
     let mut me = StandIn {
         launched,
         signals,
@@ -72,7 +77,7 @@ pub fn stand_in(launched: Launched) -> io::Result<ExitCode> {
                 if let (None, Some((signal, _))) = (code, status.killed()) {
                     die_by(signal);
                 }
-                return Ok(ExitCode::from(code.unwrap_or(u8::MAX)));
+                return Ok(code.unwrap_or(u8::MAX));
             }
         }
     }
@@ -119,7 +124,7 @@ impl StandIn {
                     ToLauncher::Failed { code, line } => {
                         say(&line);
                         self.leave(true);
-                        return Some(Next::Fail(ExitCode::from(code)));
+                        return Some(Next::Fail(code));
                     }
                     ToLauncher::Notice(line) => say(&line),
                     ToLauncher::At(place) => self.place = place,
@@ -207,7 +212,7 @@ impl StandIn {
         };
         let Some(program) = self.program else {
             say(&format!("the supervisor {how} before it could start the program"));
-            return Some(Next::Fail(Exit::RunFailed.into()));
+            return Some(Next::Fail(Exit::RunFailed as u8));
         };
         let lost = match fate(program) {
             Fate::Lives => {
@@ -231,7 +236,7 @@ impl StandIn {
             Fate::Unknown => "the program ended together with it; how is not known".to_owned(),
         };
         say(&format!("the supervisor {how}: {lost}"));
-        Some(Next::Fail(Exit::RunFailed.into()))
+        Some(Next::Fail(Exit::RunFailed as u8))
     }
 
     /// Takes wait(2) reports: only about the program, and only when it is our child.

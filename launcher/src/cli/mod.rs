@@ -12,6 +12,7 @@ mod run;
 
 use crate::exit::Exit;
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Running Linux programs move between machines.
@@ -41,6 +42,18 @@ enum Verb {
 }
 
 impl Cli {
+    /// Parses this process's arguments.
+    ///
+    /// # Errors
+    /// What to print instead: an error, help or the version.
+    pub fn from_arguments() -> Result<Self, clap::Error> {
+        let words: Vec<OsString> = std::env::args_os().collect();
+        match words.get(1..).and_then(run::RunArgs::parse_alone) {
+            Some(args) => Ok(Self { verb: Verb::Run(args) }),
+            None => Self::try_parse_from(words),
+        }
+    }
+
     /// Does what was asked.
     pub fn run(self) -> ExitCode {
         if self.verb.is_filter() {
@@ -85,5 +98,36 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_alone_accepts_what_the_whole_accepts() {
+        let lines = [
+            "run true",
+            "run -- true",
+            "run --job a --on n2 --cpu v3 --no-filter sh -c x --job b",
+            "run --on=home --cpu=native -- -x --help",
+            "run",
+            "run --",
+            "run --help",
+            "run -h",
+            "run --version",
+            "run -V true",
+            "run --unknown true",
+            "run --cpu v9 true",
+            "run --job , true",
+            "run --on",
+            "run help",
+            "help run",
+            "ps",
+            "",
+        ];
+        for line in lines {
+            let words: Vec<OsString> = line.split_ascii_whitespace().map(OsString::from).collect();
+            let alone = run::RunArgs::parse_alone(&words).map(|args| format!("{:?}", Verb::Run(args)));
+            let whole = Cli::try_parse_from([OsString::from("mosix")].into_iter().chain(words));
+            let whole = whole.ok().map(|cli| cli.verb).filter(|verb| matches!(verb, Verb::Run(_)));
+            assert_eq!(alone, whole.map(|verb| format!("{verb:?}")), "mosix {line}");
+        }
     }
 }

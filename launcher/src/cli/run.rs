@@ -3,7 +3,7 @@
 use crate::exit::Exit;
 use crate::stand_in::stand_in;
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use mosix_runtime::migrate::HomeEngine;
 use mosix_runtime::supervisor::environment::CpuLevel;
 use mosix_runtime::supervisor::launch::{Spec, launch};
@@ -61,10 +61,29 @@ fn job_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// `mosix run` by itself. All verbs together take a hundred times as long to describe as these few options, and every
+/// start of a program would pay for it.
+#[derive(Parser, Debug)]
+#[command(disable_help_flag = true)]
+struct Alone {
+    #[command(flatten)]
+    args: RunArgs,
+}
+
+impl RunArgs {
+    /// Parses what comes after `mosix`, when it is `run` with good arguments. Everything else, help too, is for the whole parser, which
+    /// accepts the same and knows the words for errors.
+    pub fn parse_alone(words: &[OsString]) -> Option<Self> {
+        words.first().filter(|verb| *verb == "run")?;
+        Alone::try_parse_from(words).ok().map(|alone| alone.args)
+    }
+}
+
 /// Runs the program and ends as it does.
 pub fn run(args: RunArgs) -> ExitCode {
     match start(args) {
-        Ok(code) => code,
+        // Somebody waits for the end of this process, and nothing in it is worth tidying up.
+        Ok(code) => mosix_sys::process::exit_now(code.into()),
         Err(error) => {
             eprintln!("mosix: {error:#}");
             Exit::RunFailed.into()
@@ -72,7 +91,7 @@ pub fn run(args: RunArgs) -> ExitCode {
     }
 }
 
-fn start(args: RunArgs) -> anyhow::Result<ExitCode> {
+fn start(args: RunArgs) -> anyhow::Result<u8> {
     let cpu = match args.cpu {
         Cpu::V2 => CpuLevel::V2,
         Cpu::V3 => CpuLevel::V3,

@@ -23,6 +23,7 @@ use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Tid};
 use mosix_wire::image::{CpuImage, SigInfo};
 use mosix_wire::job::{Moved, Place, RefusalKind, Target};
 use mosix_wire::link::{Destination, Exit, ToHome, ToHost};
+use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -40,8 +41,10 @@ type Happening = HomeEvent<NodeName>;
 /// Moves the processes of one job.
 pub struct HomeEngine {
     shared: Arc<Shared>,
-    /// What the job's programs may use of the CPU.
-    birth: CpuImage,
+    /// How much the job's programs were told to use of the CPU.
+    cpu: CpuLevel,
+    /// What that is on this node. Asked at the first move: a virtual machine's CPU answers slowly, and most jobs never move.
+    birth: OnceCell<CpuImage>,
     epochs: Epochs,
     nonce: Nonce,
     hosts: Option<Arc<Hosts>>,
@@ -78,7 +81,8 @@ impl HomeEngine {
         }
         Self {
             shared: Arc::clone(shared),
-            birth: cpu.birth(),
+            cpu,
+            birth: OnceCell::new(),
             epochs: Epochs::default(),
             nonce: Nonce(u64::from_le_bytes(nonce)),
             hosts: None,

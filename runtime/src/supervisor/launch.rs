@@ -9,6 +9,7 @@ use super::environment::{CpuLevel, inherited as inherited_environment, with_tuna
 use super::guardian::{self, Guardian};
 use super::launcher_watch::LauncherWatch;
 use super::mirror::{self, Mirror, Receiver, ToLauncher};
+use super::notify::Execed;
 use super::reason::filters_of;
 use super::shared::Shared;
 use super::socket::JobSocket;
@@ -20,15 +21,16 @@ use mosix_sys::notif::Listener;
 use mosix_sys::process::{Fork, block_all_signals, close_all_but, default_action, exit_now, fork};
 use mosix_wire::ids::{JobId, Pid};
 use mosix_wire::job::{Job, Place};
+use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 /// What `mosix run` was asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -52,12 +54,16 @@ pub struct Launched {
     pub supervisor: i32,
     /// What the supervisor says.
     pub mirror: Receiver,
+    /// Why the job has no guardian, if it should have one.
+    pub unguarded: Option<Errno>,
 }
 
 /// Starts a job. The caller has one thread; afterwards all its signals are blocked, and its standard input and output are
 /// closed, so that pipes end with the program and not with the launcher.
 ///
 /// `engine` makes the migration engine, in the supervisor.
+///
+/// The supervisor is forked first and then works on its own: the user waits for it, and for nobody else.
 ///
 /// # Errors
 /// When a process or a descriptor cannot be had: nothing was started then.
@@ -69,31 +75,32 @@ pub fn launch<E: Engine>(spec: Spec, engine: impl FnOnce(&Arc<Shared>) -> E) -> 
     nix::sys::prctl::set_dumpable(false).context("becoming non-dumpable")?;
     nix::sys::prctl::set_child_subreaper(true).context("becoming a child subreaper")?;
     let (receiver, mirror) = mirror::pair().context("making a socket")?;
-    let guard = if spec.filter {
-        Some(fork_guardian(&receiver, &mirror)?)
+    let (guard, post) = if spec.filter {
+        let (guard, post) = Guard::new()?;
+        (Some(guard), Some(post))
     } else {
-        None
+        (None, None)
     };
     let launcher = nix::unistd::getpid().as_raw();
-    let apart = Apart::find(launcher);
     match fork().context("starting the supervisor")? {
         Fork::Parent(supervisor) => {
-            drop((mirror, guard));
+            drop(mirror);
+            let unguarded = guard.zip(post).and_then(|(guard, post)| guard.fork_guardian(&post).err());
             release_pipes();
             Ok(Launched {
                 supervisor,
                 mirror: receiver,
+                unguarded,
             })
         }
         Fork::Child => {
-            drop(receiver);
+            drop((receiver, post));
             let start = Start {
                 spec,
                 program,
                 mirror,
                 guard,
                 launcher,
-                apart,
             };
             exit_now(i32::from(supervise(start, engine).is_err()));
         }
@@ -107,31 +114,36 @@ struct Start {
     mirror: Mirror,
     guard: Option<Guard>,
     launcher: i32,
-    apart: Apart,
 }
 
-/// The guardian's socket and the file that tells it what the notify thread has in hand.
+/// The socket to the guardian, and the file that tells it what the notify thread has in hand.
 struct Guard {
     guardian: Guardian,
     in_hand: File,
 }
 
-/// Forks the guardian, a child of the launcher: the job's tree holds the job alone.
-fn fork_guardian(receiver: &Receiver, mirror: &Mirror) -> anyhow::Result<Guard> {
-    let (ours, theirs) = guardian::pair().context("making a socket")?;
-    let in_hand = File::from(memfd_create(c"mosix-in-hand", MFdFlags::MFD_CLOEXEC).context("making a memory file")?);
-    match fork().context("starting the guardian")? {
-        Fork::Parent(_) => Ok(Guard {
-            guardian: ours,
-            in_hand,
-        }),
-        Fork::Child => {
-            let _ = (receiver, mirror, &ours);
-            let _ = nix::sys::prctl::set_name(c"mosix-guardian");
-            let _ = nix::unistd::setsid();
-            let ready = close_all_but(&[theirs.as_fd(), in_hand.as_fd()]).and_then(|()| std::env::set_current_dir("/"));
-            let code = ready.and_then(|()| guardian::run(&theirs, &in_hand)).is_err();
-            exit_now(i32::from(code));
+impl Guard {
+    /// Makes both, and the guardian's end of the socket.
+    fn new() -> anyhow::Result<(Self, OwnedFd)> {
+        let (guardian, post) = guardian::pair().context("making a socket")?;
+        let in_hand = memfd_create(c"mosix-in-hand", MFdFlags::MFD_CLOEXEC).context("making a memory file")?;
+        let in_hand = in_hand.into();
+        Ok((Self { guardian, in_hand }, post))
+    }
+
+    /// Forks the guardian, a child of the launcher: the job's tree holds the job alone. What the supervisor sent it meanwhile waits
+    /// in the socket.
+    fn fork_guardian(self, post: &OwnedFd) -> Result<(), Errno> {
+        match fork()? {
+            Fork::Parent(_) => Ok(()),
+            Fork::Child => {
+                let _ = nix::sys::prctl::set_name(c"mosix-guardian");
+                let _ = nix::unistd::setsid();
+                let ready = close_all_but(&[post.as_fd(), self.in_hand.as_fd()])
+                    .and_then(|()| std::env::set_current_dir("/"));
+                let code = ready.and_then(|()| guardian::run(post, &self.in_hand)).is_err();
+                exit_now(i32::from(code));
+            }
         }
     }
 }
@@ -209,75 +221,77 @@ struct Prepared {
     filtering: Filtering,
     listener: Option<Listener>,
     filters_before: u32,
+    id: JobId,
+    socket: Option<JobSocket>,
 }
 
-/// Forks the guest and leaves the launcher's surroundings.
+/// Forks the guest, leaves the launcher's surroundings and opens the job's socket.
 fn prepare(start: &mut Start) -> anyhow::Result<Prepared> {
-    let mut tell = |e: anyhow::Error| {
+    prepare_or_fail(start).inspect_err(|e| {
         start.mirror.send(ToLauncher::Failed {
             code: 125,
             line: format!("{e:#}"),
         });
-        e
-    };
+    })
+}
+
+fn prepare_or_fail(start: &mut Start) -> anyhow::Result<Prepared> {
     let _ = nix::sys::prctl::set_name(c"mosix-superv");
-    nix::sys::prctl::set_child_subreaper(true)
-        .context("becoming a child subreaper")
-        .map_err(&mut tell)?;
-    let born = fork_guest(&start.program)
-        .context("starting the program's process")
-        .map_err(&mut tell)?;
-    start
-        .apart
+    nix::sys::prctl::set_child_subreaper(true).context("becoming a child subreaper")?;
+    let born = fork_guest(&start.program).context("starting the program's process")?;
+    // While the guest makes and installs its filter.
+    Apart::find(start.launcher)
         .go()
-        .context("leaving the launcher's process group")
-        .map_err(&mut tell)?;
-    let (filtering, listener) = born
-        .birth
-        .ready()
-        .context("waiting for the program's filter")
-        .map_err(&mut tell)?;
-    let listener = match listener {
-        Some(fd) => Some(
-            Listener::new(fd)
-                .context("taking the filter's listener")
-                .map_err(&mut tell)?,
-        ),
-        None => None,
-    };
-    let me = nix::unistd::getpid().as_raw();
+        .context("leaving the launcher's process group")?;
+    let filters_before = filters_of(nix::unistd::getpid().as_raw());
+    leave_surroundings(start, &born)?;
+    let id = random_id();
+    let socket = bind(id, &mut start.mirror);
+    let (filtering, listener) = born.birth.ready().context("waiting for the program's filter")?;
+    let listener = listener
+        .map(Listener::new)
+        .transpose()
+        .context("taking the filter's listener")?;
     Ok(Prepared {
         born,
         filtering,
         listener,
-        filters_before: filters_of(me),
+        filters_before,
+        id,
+        socket,
     })
+}
+
+/// Lets go of everything that was inherited from the launcher and is not ours.
+fn leave_surroundings(start: &Start, born: &super::birth::Born) -> anyhow::Result<()> {
+    let keep = [
+        start.mirror.socket(),
+        start.guard.as_ref().map(|g| g.guardian.as_fd()),
+        start.guard.as_ref().map(|g| g.in_hand.as_fd()),
+        Some(born.birth.as_fd()),
+    ];
+    let keep: Vec<_> = keep.into_iter().flatten().collect();
+    close_all_but(&keep).context("closing inherited descriptors")?;
+    quiet_standard_descriptors()?;
+    crate::fault::prepare();
+    last_words::install(
+        start
+            .mirror
+            .socket()
+            .and_then(|socket| socket.try_clone_to_owned().ok()),
+    );
+    std::env::set_current_dir("/").context("leaving the current folder")
 }
 
 impl Prepared {
     fn run<E: Engine>(self, mut start: Start, engine: impl FnOnce(&Arc<Shared>) -> E) -> anyhow::Result<()> {
-        let keep = [
-            start.mirror.socket(),
-            start.guard.as_ref().map(|g| g.guardian.as_fd()),
-            start.guard.as_ref().map(|g| g.in_hand.as_fd()),
-            Some(self.born.birth.as_fd()),
-            self.listener.as_ref().map(AsFd::as_fd),
-        ];
-        let keep: Vec<_> = keep.into_iter().flatten().collect();
-        close_all_but(&keep).context("closing inherited descriptors")?;
-        quiet_standard_descriptors()?;
-        crate::fault::prepare();
-        last_words::install(
-            start
-                .mirror
-                .socket()
-                .and_then(|socket| socket.try_clone_to_owned().ok()),
-        );
-        std::env::set_current_dir("/").context("leaving the current folder")?;
         let shared = Arc::new(Shared::new(self.job(&start.spec)));
         let own_filters = self.filters_before + u32::from(self.listener.is_some());
         start.mirror.send(ToLauncher::Started { pid: self.born.pid });
-        let socket = bind(&shared, &mut start.mirror);
+        let served = match (self.listener, &start.guard) {
+            (Some(listener), Some(guard)) => Some(serve_filter(listener, guard, self.socket.as_ref())?),
+            _ => None,
+        };
         let tracer = Tracer::new(Parts {
             engine: engine(&shared),
             shared: Arc::clone(&shared),
@@ -286,20 +300,24 @@ impl Prepared {
             launcher: LauncherWatch::new(start.launcher),
             start_on: start.spec.on.filter(|p| *p != Place::Home),
         })?;
-        if let Some(listener) = self.listener {
-            let guard = start.guard.as_ref().context("a listener without a guardian")?;
-            let path = socket.as_ref().map(|s| s.path().to_owned()).unwrap_or_default();
-            serve_filter(listener, guard, &path, &shared, self.filtering, tracer.handle())?;
-        }
-        if let Some(socket) = &socket {
-            socket
-                .serve(Arc::clone(&shared), tracer.handle(), own_filters)
-                .context("serving the job's socket")?;
-        }
-        let guard = start.guard;
         tracer.go().context("letting the program run")?;
+        // What follows is done while the program starts: it waits for nobody but the notify thread.
+        let handle = tracer.handle();
+        if let Some(execed) = served {
+            let no_new_privs = matches!(self.filtering, Filtering::On { no_new_privs: true, .. });
+            let (log, show) = (Arc::clone(&shared), handle.clone());
+            let watch = move || execlog::watch(&execed, &log, no_new_privs, |line| show.notice(line));
+            if let Err(e) = thread("exec-log", watch) {
+                handle.notice(format!("`mosix ps` cannot name the programs of this job: {e}"));
+            }
+        }
+        if let Some(socket) = &self.socket
+            && let Err(e) = socket.serve(shared, handle.clone(), own_filters)
+        {
+            handle.notice(unreachable_job(&e.into()));
+        }
         let result = tracer.run().context("tracer loop");
-        drop((socket, guard));
+        drop(self.socket);
         result
     }
 
@@ -319,7 +337,7 @@ impl Prepared {
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap_or_default();
         Job {
-            id: random_id(),
+            id: self.id,
             name: spec.name.clone(),
             home: home_name(),
             uid: nix::unistd::geteuid().as_raw(),
@@ -332,53 +350,43 @@ impl Prepared {
     }
 }
 
-/// Starts the threads that serve the filter.
-fn serve_filter<M: Send + 'static>(
-    listener: Listener,
-    guard: &Guard,
-    socket: &std::path::Path,
-    shared: &Arc<Shared>,
-    filtering: Filtering,
-    handle: super::engine::Handle<M>,
-) -> anyhow::Result<()> {
+/// Starts the thread that serves the filter. What it hears of programs comes out of the receiver.
+fn serve_filter(listener: Listener, guard: &Guard, socket: Option<&JobSocket>) -> anyhow::Result<mpsc::Receiver<Execed>> {
     listener.set_sync_wake_up();
-    guard
-        .guardian
-        .guard(listener.as_fd(), socket)
-        .context("giving the listener to the guardian")?;
+    let path = socket.map(|s| s.path().to_owned()).unwrap_or_default();
+    if let Err(e) = guard.guardian.guard(listener.as_fd(), &path) {
+        // The launcher could not start it, and tells the user.
+        tracing::warn!("no guardian has the filter's listener: {e}");
+    }
     let in_hand = guard.in_hand.try_clone().context("duplicating a descriptor")?;
-    let (tell, execed) = std::sync::mpsc::channel();
-    let no_new_privs = matches!(filtering, Filtering::On { no_new_privs: true, .. });
-    let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| std::thread::Builder::new().name(name.to_owned()).spawn(f);
-    let log = Arc::clone(shared);
-    spawn(
-        "exec-log",
-        Box::new(move || execlog::watch(&execed, &log, no_new_privs, |line| handle.notice(line))),
-    )?;
+    let (tell, execed) = mpsc::channel();
     let serve = move || {
         if let Err(e) = notify::serve(&listener, &in_hand, &tell) {
             // The guardian takes over: processes at home go on.
             last_words::end(&format!("execve of the job's processes cannot be answered: {e}"));
         }
     };
-    spawn("notify", Box::new(serve))?;
-    Ok(())
+    thread("notify", serve).context("starting a thread")?;
+    Ok(execed)
+}
+
+/// Starts a thread that lives as long as it likes.
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
 }
 
 /// Binds the job's socket. A job without one runs all the same, but the user is told.
-fn bind(shared: &Shared, mirror: &mut Mirror) -> Option<JobSocket> {
+fn bind(id: JobId, mirror: &mut Mirror) -> Option<JobSocket> {
     let bound = rundir::make_jobs_dir()
         .map_err(anyhow::Error::from)
-        .and_then(|jobs| JobSocket::bind(&jobs, shared).with_context(|| format!("socket in {}", jobs.display())));
-    match bound {
-        Ok(socket) => Some(socket),
-        Err(e) => {
-            mirror.send(ToLauncher::Notice(format!(
-                "`mosix ps` and `mosix migrate` cannot reach this job: {e:#}"
-            )));
-            None
-        }
-    }
+        .and_then(|jobs| JobSocket::bind(&jobs, id).with_context(|| format!("socket in {}", jobs.display())));
+    bound
+        .inspect_err(|e| mirror.send(ToLauncher::Notice(unreachable_job(e))))
+        .ok()
+}
+
+fn unreachable_job(why: &anyhow::Error) -> String {
+    format!("`mosix ps` and `mosix migrate` cannot reach this job: {why:#}")
 }
 
 /// Puts /dev/null on 0, 1 and 2, which are closed: nothing that is opened later may land there.

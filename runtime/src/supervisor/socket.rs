@@ -9,7 +9,7 @@ use super::rundir::{remove_socket, socket_name};
 use super::shared::Shared;
 use super::{frames, reason};
 use mosix_sys::process::kill;
-use mosix_wire::ids::Pid;
+use mosix_wire::ids::{JobId, Pid};
 use mosix_wire::job::{Answer, Refusal, RefusalKind, Request, Target};
 use nix::sys::socket::{getsockopt, sockopt};
 use std::io;
@@ -40,12 +40,12 @@ pub struct JobSocket {
 }
 
 impl JobSocket {
-    /// Binds the socket of job `shared.id()` in the folder `jobs`, which the caller has verified.
+    /// Binds the socket of job `id` in the folder `jobs`, which the caller has verified. Whoever connects waits until it is served.
     ///
     /// # Errors
     /// Those of bind(2); `AlreadyExists` when something has the name.
-    pub fn bind(jobs: &Path, shared: &Shared) -> io::Result<Self> {
-        let name = socket_name(shared.id());
+    pub fn bind(jobs: &Path, id: JobId) -> io::Result<Self> {
+        let name = socket_name(id);
         // Through the folder's descriptor: the path itself may be longer than the 108 bytes that a socket's name can have.
         let folder = std::fs::File::open(jobs)?;
         let short = through(&folder, &name);

@@ -21,10 +21,11 @@ impl HomeEngine {
             return refuse(RefusalKind::UnknownProcess, format!("process {pid} has ended"));
         }
         let epoch = self.epochs.fresh();
+        let birth = self.birth.get_or_init(|| self.cpu.birth());
         let process = self
             .processes
             .entry(pid)
-            .or_insert_with(|| Process::new(pid, epoch, &self.birth));
+            .or_insert_with(|| Process::new(pid, epoch, birth));
         if !process.state.settled() || process.journey.is_some() {
             if wish.since.elapsed() > TRANSFER {
                 return refuse(RefusalKind::Failed, format!("process {pid} is still moving"));
