@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail};
 use mosix_runtime::supervisor::frames;
-use mosix_runtime::supervisor::rundir::{jobs_dir, remove_socket, verify};
+use mosix_runtime::supervisor::rundir::{is_forgotten, jobs_dir, remove_socket, verify};
 use mosix_runtime::supervisor::socket::through;
 use mosix_wire::job::{Answer, Job, Process, Request};
 use mosix_wire::limits::JOB_MESSAGE;
@@ -87,6 +87,9 @@ fn look_into(folder: &Path, owner: u32, search: &mut Search) -> anyhow::Result<(
             .with_context(|| format!("runtime folder {}", folder.display()))?
             .path();
         if path.extension().is_none_or(|e| e != "sock") {
+            if is_forgotten(&path) {
+                remove_socket(&path);
+            }
             continue;
         }
         match ask(&path, owner) {

@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Why there is no usable runtime folder.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +127,24 @@ pub fn socket_name(job: JobId) -> String {
     format!("{job}.sock")
 }
 
+/// File name of a job's socket while nobody listens on it yet.
+pub fn unheard_name(job: JobId) -> String {
+    format!("{job}.{UNHEARD}")
+}
+
+/// Ending of sockets that nobody listens on yet, for microseconds.
+const UNHEARD: &str = "new";
+/// Age at which such a socket belongs to nobody: its supervisor was killed in between.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+
+/// Whether `path` names a socket that a supervisor was killed over before it listened.
+pub fn is_forgotten(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == UNHEARD)
+        && std::fs::symlink_metadata(path)
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > FORGOTTEN))
+}
+
 /// Removes a job's socket. Anything else at that place is left alone.
 pub fn remove_socket(path: &Path) {
     if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
@@ -170,6 +189,19 @@ mod tests {
         );
         assert_eq!(resolved(&[], 0).unwrap(), "/run/mosix");
         assert_eq!(resolved(&[], 1000), None);
+    }
+
+    #[test]
+    fn only_an_old_socket_without_listener_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = JobId(7);
+        for (name, forgotten) in [(unheard_name(id), true), (socket_name(id), false)] {
+            let path = dir.path().join(name);
+            let file = std::fs::File::create(&path).unwrap();
+            assert!(!is_forgotten(&path));
+            file.set_modified(std::time::SystemTime::now() - 2 * FORGOTTEN).unwrap();
+            assert_eq!(is_forgotten(&path), forgotten);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use super::engine::{Command, Handle, Reply};
 use super::processes::{descendants, is_descendant, list};
-use super::rundir::{remove_socket, socket_name};
+use super::rundir::{remove_socket, socket_name, unheard_name};
 use super::shared::Shared;
 use super::{frames, reason};
 use mosix_sys::process::kill;
@@ -43,19 +43,21 @@ impl JobSocket {
     /// Binds the socket of job `id` in the folder `jobs`, which the caller has verified. Whoever connects waits until it is served.
     ///
     /// # Errors
-    /// Those of bind(2); `AlreadyExists` when something has the name.
+    /// Those of bind(2) and rename(2).
     pub fn bind(jobs: &Path, id: JobId) -> io::Result<Self> {
-        let name = socket_name(id);
         // Through the folder's descriptor: the path itself may be longer than the 108 bytes that a socket's name can have.
         let folder = std::fs::File::open(jobs)?;
-        let short = through(&folder, &name);
+        let unheard = through(&folder, &unheard_name(id));
         // Made with mode 0600 from the start: nobody else can connect in between.
         let old = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
-        let bound = UnixListener::bind(&short);
+        let bound = UnixListener::bind(&unheard);
         nix::sys::stat::umask(old);
-        let path = jobs.join(&name);
         let listener = bound?;
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
+        std::fs::set_permissions(&unheard, PermissionsExt::from_mode(0o600))?;
+        // Between bind(2) and listen(2) it refuses connections, and looks like a socket that a killed supervisor left: `mosix ps`
+        // would remove it. So it gets its name only now.
+        let path = jobs.join(socket_name(id));
+        std::fs::rename(&unheard, &path)?;
         Ok(Self {
             listener,
             path,

@@ -43,7 +43,8 @@ const LOOP: &str = "trap 'echo over >> log; exit 7' TERM; while :; do /bin/echo 
 fn busy(stand: &Stand) -> Busy {
     let launcher = stand.run(&["sh", "-c", LOOP]).stderr(Stdio::piped()).spawn().unwrap();
     let job = eventually(|| stand.ps()["jobs"].as_array().unwrap().first().cloned());
-    let guardian = children(i64::from(launcher.id()), "mosix-guardian")[0];
+    // The supervisor waits for no guardian.
+    let guardian = eventually(|| children(i64::from(launcher.id()), "mosix-guardian").first().copied());
     let busy = Busy {
         supervisor: job["supervisor"].as_i64().unwrap(),
         program: job["first"].as_i64().unwrap(),
