@@ -126,7 +126,10 @@ mod tests {
             let words: Vec<OsString> = line.split_ascii_whitespace().map(OsString::from).collect();
             let alone = run::RunArgs::parse_alone(&words).map(|args| format!("{:?}", Verb::Run(args)));
             let whole = Cli::try_parse_from([OsString::from("mosix")].into_iter().chain(words));
-            let whole = whole.ok().map(|cli| cli.verb).filter(|verb| matches!(verb, Verb::Run(_)));
+            let whole = whole
+                .ok()
+                .map(|cli| cli.verb)
+                .filter(|verb| matches!(verb, Verb::Run(_)));
             assert_eq!(alone, whole.map(|verb| format!("{verb:?}")), "mosix {line}");
         }
     }

@@ -85,7 +85,9 @@ pub fn launch<E: Engine>(spec: Spec, engine: impl FnOnce(&Arc<Shared>) -> E) -> 
     match fork().context("starting the supervisor")? {
         Fork::Parent(supervisor) => {
             drop(mirror);
-            let unguarded = guard.zip(post).and_then(|(guard, post)| guard.fork_guardian(&post).err());
+            let unguarded = guard
+                .zip(post)
+                .and_then(|(guard, post)| guard.fork_guardian(&post).err());
             release_pipes();
             Ok(Launched {
                 supervisor,
@@ -139,8 +141,8 @@ impl Guard {
             Fork::Child => {
                 let _ = nix::sys::prctl::set_name(c"mosix-guardian");
                 let _ = nix::unistd::setsid();
-                let ready = close_all_but(&[post.as_fd(), self.in_hand.as_fd()])
-                    .and_then(|()| std::env::set_current_dir("/"));
+                let ready =
+                    close_all_but(&[post.as_fd(), self.in_hand.as_fd()]).and_then(|()| std::env::set_current_dir("/"));
                 let code = ready.and_then(|()| guardian::run(post, &self.in_hand)).is_err();
                 exit_now(i32::from(code));
             }
@@ -351,7 +353,11 @@ impl Prepared {
 }
 
 /// Starts the thread that serves the filter. What it hears of programs comes out of the receiver.
-fn serve_filter(listener: Listener, guard: &Guard, socket: Option<&JobSocket>) -> anyhow::Result<mpsc::Receiver<Execed>> {
+fn serve_filter(
+    listener: Listener,
+    guard: &Guard,
+    socket: Option<&JobSocket>,
+) -> anyhow::Result<mpsc::Receiver<Execed>> {
     listener.set_sync_wake_up();
     let path = socket.map(|s| s.path().to_owned()).unwrap_or_default();
     if let Err(e) = guard.guardian.guard(listener.as_fd(), &path) {
