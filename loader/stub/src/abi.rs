@@ -66,6 +66,10 @@ pub const STATE_DONE: u32 = 3;
 
 /// Offset in the control page of the doorbell (u32 futex word, counts completions).
 pub const CONTROL_DOORBELL: u64 = 0;
+/// Offset in the control page of the number of threads that wait for the doorbell (u32): nobody is woken when there are none.
+pub const CONTROL_WAITERS: u64 = 8;
+/// Offset in the control page of the number of threads that look at the ring in a moment (u32): nobody else is woken meanwhile.
+pub const CONTROL_LOOKING: u64 = 12;
 /// Offset in the control page of the completion ring: `SLOT_COUNT` times u32, slot index plus one.
 pub const CONTROL_RING: u64 = 0x1000;
 

@@ -130,8 +130,13 @@ unsafe fn ring(slot: u64) {
         let tail = (*(bell as *const AtomicU32).add(1)).fetch_add(1, Ordering::AcqRel);
         let entry = ring + 4 * (tail as u64 % SLOT_COUNT);
         (*(entry as *const AtomicU32)).store(index as u32 + 1, Ordering::Release);
-        (*(bell as *const AtomicU32)).fetch_add(1, Ordering::Release);
-        syscall(SYS_FUTEX, [bell, FUTEX_WAKE, 64, 0, 0, 0]);
+        // Who waits has said so before it looked at the bell, who is about to look takes its word back before it does, and this asks after
+        // it has rung: one of the two sees the other.
+        (*(bell as *const AtomicU32)).fetch_add(1, Ordering::SeqCst);
+        let word = |offset| (*((SHARED + CONTROL + offset) as *const AtomicU32)).load(Ordering::SeqCst);
+        if word(CONTROL_LOOKING) == 0 && word(CONTROL_WAITERS) != 0 {
+            syscall(SYS_FUTEX, [bell, FUTEX_WAKE, 64, 0, 0, 0]);
+        }
     }
 }
 

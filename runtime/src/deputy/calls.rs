@@ -10,6 +10,7 @@
 use super::arena::Arena;
 use super::rest;
 use crate::link::Session;
+use crate::link::session::SendError;
 use crate::process::restart::EINTR;
 use crate::process::window::{ScriptError, Window, slot_offset};
 use crate::syscall::{policy, relocate};
@@ -73,6 +74,8 @@ struct Record {
     written: u64,
     /// A stop ended the wait of a socket call, whose time-out is this: the call goes on by waiting for the rest.
     again: Option<Duration>,
+    /// The answer is still to be sent, by the completion thread.
+    unsent: bool,
 }
 
 #[derive(Default)]
@@ -143,6 +146,39 @@ pub struct Ended {
 /// Takes answers of calls whose threads linger in the stub although their body is home.
 pub type Linger = Box<dyn Fn(Ended) + Send + Sync>;
 
+/// Calls with larger buffers are left to the completion thread.
+const SMALL: u32 = 4096;
+
+/// The window's completions.
+#[derive(Default)]
+struct Ring {
+    /// The next entry.
+    position: u32,
+    /// Slots that were taken off by a thread that may not wait: the completion thread goes on with them.
+    left: Vec<u32>,
+}
+
+/// Who takes a completion.
+#[derive(Clone, Copy)]
+enum Taker<'a> {
+    /// The completion thread.
+    Own,
+    /// The receiving thread of this session, which must not wait.
+    Link(&'a Arc<Session>),
+}
+
+/// What became of a completion.
+enum Taken {
+    /// It was a call, and is answered; the answer is to be flushed.
+    Sent(Arc<Session>),
+    /// It was a call, which goes on, or whose body is nowhere away.
+    Call,
+    /// It was no call.
+    Script,
+    /// This thread must not take it.
+    Left,
+}
+
 /// The kernel half of one process.
 pub struct Deputy {
     /// The process.
@@ -152,6 +188,7 @@ pub struct Deputy {
     slots: RwLock<BTreeMap<i32, u32>>,
     records: Vec<Mutex<Record>>,
     arena: Mutex<Arena>,
+    ring: Mutex<Ring>,
     gate: Mutex<Gate>,
     /// Where replies go; None while the body is home.
     session: RwLock<Option<Arc<Session>>>,
@@ -193,6 +230,7 @@ impl Deputy {
             slots: RwLock::default(),
             records: (0..mosix_wire::limits::THREADS).map(|_| Mutex::default()).collect(),
             arena: Mutex::default(),
+            ring: Mutex::default(),
             gate: Mutex::default(),
             session: RwLock::default(),
             linger,
@@ -204,12 +242,12 @@ impl Deputy {
         std::thread::Builder::new()
             .name(format!("calls-{pid}"))
             .spawn(move || {
-                let (mut bell, mut position) = (0, 0);
+                let mut bell = 0;
                 while let Some(deputy) = weak.upgrade() {
                     if deputy.ended.load(Ordering::Acquire) {
                         break;
                     }
-                    (bell, position) = deputy.complete(bell, position);
+                    bell = deputy.complete(bell);
                 }
             })?;
         Ok(deputy)
@@ -411,25 +449,26 @@ impl Deputy {
     pub fn undefer(&self, job: &Job) {
         let calls = lock(&self.deferred).take();
         for (call, payload) in calls.into_iter().flatten() {
-            self.call(call, &payload, job);
+            self.call(call, &payload, job, None);
         }
     }
 
     /// Makes a call at home that the thread was in when it left, and that no host has made again.
     pub fn take_up(&self, call: Call, payload: &[u8]) {
-        self.execute(call, payload, None);
+        self.execute(call, payload, None, None);
     }
 
-    /// Executes a call that the gate admitted, or answers it again.
-    pub fn call(&self, call: Call, payload: &[u8], job: &Job) {
+    /// Executes a call that the gate admitted, or answers it again. `on` is given by the receiving thread of that session: it then answers
+    /// a call that is over at once.
+    pub fn call(&self, call: Call, payload: &[u8], job: &Job, on: Option<&Arc<Session>>) {
         if let Some(deferred) = &mut *lock(&self.deferred) {
             deferred.push((call, payload.to_vec()));
             return;
         }
-        self.execute(call, payload, Some(job));
+        self.execute(call, payload, Some(job), on);
     }
 
-    fn execute(&self, call: Call, payload: &[u8], job: Option<&Job>) {
+    fn execute(&self, call: Call, payload: &[u8], job: Option<&Job>, on: Option<&Arc<Session>>) {
         let Some(slot) = self.slot(call.tid.0) else {
             tracing::warn!(
                 pid = self.pid,
@@ -455,6 +494,7 @@ impl Deputy {
         record.seq = call.seq;
         record.written = 0;
         record.again = None;
+        record.unsent = false;
         record.state = State::Idle;
         let resume = record.resume.take().filter(|resume| {
             let (Resume::Block { nr, .. } | Resume::Rest { nr, .. } | Resume::Short { nr, .. }) = resume;
@@ -473,7 +513,13 @@ impl Deputy {
                 record.state = State::Open(Open { call, begun, job });
                 // Without the lock: the completion thread may want it before this one runs again.
                 drop(record);
-                let _ = self.window.wake(slot);
+                if let Some(session) = on {
+                    // Where all of this shares a CPU, the deputy runs before this thread does again.
+                    let _ = self.window.wake_and_look(slot);
+                    self.look(session);
+                } else {
+                    let _ = self.window.wake(slot);
+                }
             }
             Err(error) => {
                 tracing::warn!(pid = self.pid, tid = call.tid.0, nr = call.nr, %error, "call could not be executed");
@@ -599,35 +645,85 @@ impl Deputy {
     }
 
     /// Takes ended calls off the ring and answers them.
-    fn complete(&self, bell: u32, mut position: u32) -> (u32, u32) {
+    fn complete(&self, bell: u32) -> u32 {
         let mut sent = None;
-        while let Ok(Some(slot)) = self.window.take_completion(position) {
-            position = position.wrapping_add(1);
-            if let Some(session) = self.completed(slot) {
+        let mut ring = lock(&self.ring);
+        let left = std::mem::take(&mut ring.left);
+        let mut left = left.into_iter();
+        while let Some(slot) = left.next().or_else(|| self.next_completion(&mut ring)) {
+            if let Taken::Sent(session) = self.completed(slot, Taker::Own) {
                 sent = Some(session);
             }
         }
-        // All that ended meanwhile is one write.
+        drop(ring);
+        // All that ended meanwhile is one write, also with what the link's thread is about to begin.
         if let Some(session) = sent {
-            session.flush();
+            session.flush_soon();
         }
-        let bell = self.window.wait_bell(bell, Duration::from_secs(1)).unwrap_or(bell);
-        (bell, position)
+        self.window.wait_bell(bell, Duration::from_secs(1)).unwrap_or(bell)
     }
 
-    /// Answers an ended call; gives the session whose [`Session::flush`] writes the answer.
-    fn completed(&self, slot: u32) -> Option<Arc<Session>> {
-        let record = self.records.get(slot as usize)?;
-        let mut record = lock(record);
+    fn next_completion(&self, ring: &mut Ring) -> Option<u32> {
+        let slot = self.window.take_completion(ring.position).ok()??;
+        ring.position = ring.position.wrapping_add(1);
+        Some(slot)
+    }
+
+    /// Takes ended calls off the ring on the receiving thread of a session, without waiting. The stub has woken nobody for them.
+    fn look(&self, session: &Arc<Session>) {
+        // Who has the ring looks at it again after a completion that it has not seen.
+        let mut others = true;
+        if let Ok(mut ring) = self.ring.try_lock() {
+            others = false;
+            while let Some(slot) = self.next_completion(&mut ring) {
+                match self.completed(slot, Taker::Link(session)) {
+                    Taken::Sent(_) | Taken::Call => {}
+                    Taken::Script => others = true,
+                    Taken::Left => {
+                        ring.left.push(slot);
+                        others = true;
+                    }
+                }
+            }
+        }
+        if others {
+            let _ = self.window.nudge();
+        }
+    }
+
+    /// Answers an ended call, or sends an answer again that was left.
+    fn completed(&self, slot: u32, taker: Taker<'_>) -> Taken {
+        let Some(record) = self.records.get(slot as usize) else {
+            return Taken::Script;
+        };
+        let mut record = match (taker, record.try_lock()) {
+            (_, Ok(record)) => record,
+            (Taker::Own, Err(_)) => lock(record),
+            // The tracer thread runs a script there, and waits for its end with the lock.
+            (Taker::Link(_), Err(_)) => return Taken::Left,
+        };
+        if std::mem::take(&mut record.unsent)
+            && let State::Answered(reply, payload) = &record.state
+        {
+            let (reply, payload) = (reply.clone(), payload.clone());
+            drop(record);
+            return self.answer(slot, reply, payload, taker);
+        }
         if self.window.state(slot) != Ok(STATE_DONE) {
-            return None;
+            return Taken::Script;
         }
-        if !matches!(record.state, State::Open(_)) {
+        let mut open = match std::mem::take(&mut record.state) {
+            // What may wait: a script that closes a descriptor, and much to send.
+            State::Open(open) if matches!(taker, Taker::Link(_)) && (open.job.is_some() || open.call.size > SMALL) => {
+                record.state = State::Open(open);
+                return Taken::Left;
+            }
+            State::Open(open) => open,
             // A script of the tracer thread, which takes its results itself. A kept answer stays: it is the only one.
-            return None;
-        }
-        let State::Open(mut open) = std::mem::take(&mut record.state) else {
-            return None;
+            state => {
+                record.state = state;
+                return Taken::Script;
+            }
         };
         let mut result = self.window.result(slot, 1, 0).unwrap_or(-i64::from(libc::EIO));
         let _ = self.window.release(slot);
@@ -635,7 +731,7 @@ impl Deputy {
             && self.window.post(slot, &[op]).is_ok()
         {
             record.state = State::Open(open);
-            return None;
+            return Taken::Call;
         }
         let begun = open.begun;
         let written = std::mem::take(&mut record.written);
@@ -666,15 +762,29 @@ impl Deputy {
         let reply = reply(&open.call, result, lengths);
         record.state = State::Answered(reply.clone(), payload.clone());
         drop(record);
-        let session = self.send_later(&reply, &payload);
-        if session.is_none() {
-            (self.linger)(Ended {
-                tid: reply.tid.0,
-                reply,
-                payload,
-            });
+        self.answer(slot, reply, payload, taker)
+    }
+
+    /// Sends the kept answer of a slot, without its record's lock: the session may have no room, and gets some only from its receiving
+    /// thread, which may want the record.
+    fn answer(&self, slot: u32, reply: Reply, payload: Vec<u8>, taker: Taker<'_>) -> Taken {
+        match self.send_later(&reply, &payload, taker) {
+            Ok(Some(session)) => Taken::Sent(session),
+            Ok(None) => {
+                (self.linger)(Ended {
+                    tid: reply.tid.0,
+                    reply,
+                    payload,
+                });
+                Taken::Call
+            }
+            Err(NotHere) => {
+                if let Some(record) = self.records.get(slot as usize) {
+                    lock(record).unsent = true;
+                }
+                Taken::Left
+            }
         }
-        session
     }
 
     /// Closes a descriptor that no host may have; gives the call's result.
@@ -713,25 +823,40 @@ impl Deputy {
 
     /// Sends a reply to where the body is, if it is away.
     fn send(&self, reply: &Reply, payload: &[u8]) {
-        if let Some(session) = self.send_later(reply, payload) {
+        if let Ok(Some(session)) = self.send_later(reply, payload, Taker::Own) {
             session.flush();
         }
     }
 
     /// Leaves a reply to the next flush of the session that it gives; none when the body is nowhere away.
-    fn send_later(&self, reply: &Reply, payload: &[u8]) -> Option<Arc<Session>> {
-        let session = self.session.read().unwrap_or_else(PoisonError::into_inner).clone()?;
-        match encode_body(&ToHost::Reply(reply.clone())) {
-            Ok(body) => {
-                if let Err(error) = session.send_later(&body, &[payload]) {
-                    tracing::debug!(pid = self.pid, %error, "reply not sent; it is kept");
-                }
+    fn send_later(&self, reply: &Reply, payload: &[u8], taker: Taker<'_>) -> Result<Option<Arc<Session>>, NotHere> {
+        let Some(session) = self.session.read().unwrap_or_else(PoisonError::into_inner).clone() else {
+            return Ok(None);
+        };
+        let body = match encode_body(&ToHost::Reply(reply.clone())) {
+            Ok(body) => body,
+            Err(error) => {
+                tracing::error!(%error, "a reply cannot be encoded");
+                return Ok(Some(session));
             }
-            Err(error) => tracing::error!(%error, "a reply cannot be encoded"),
+        };
+        let sent = match taker {
+            Taker::Own => session.send_later(&body, &[payload]),
+            Taker::Link(own) if Arc::ptr_eq(own, &session) => session.try_send_amid(&body, &[payload]),
+            Taker::Link(_) => return Err(NotHere),
+        };
+        match sent {
+            Ok(()) => {}
+            Err(SendError::Full) => return Err(NotHere),
+            Err(error) => tracing::debug!(pid = self.pid, %error, "reply not sent; it is kept"),
         }
-        Some(session)
+        Ok(Some(session))
     }
 }
+
+/// A receiving thread may not send this answer: it would wait for room, or the session is another one.
+#[derive(Debug)]
+struct NotHere;
 
 #[derive(Debug, thiserror::Error)]
 enum StartError {

@@ -142,6 +142,13 @@ impl Output {
         self.used = 0;
     }
 
+    /// Forgets the first `count` bytes; not while a record is open.
+    pub(super) fn drop_first(&mut self, count: usize) {
+        let count = count.min(self.used);
+        self.bytes.copy_within(count..self.used, 0);
+        self.used -= count;
+    }
+
     /// The next `count` bytes, to be written.
     fn next(&mut self, count: usize) -> &mut [u8] {
         let begin = self.used;

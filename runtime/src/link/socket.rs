@@ -60,6 +60,20 @@ impl Socket {
         Ok(())
     }
 
+    /// Writes what goes without waiting; how many bytes.
+    pub fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while let Some(rest @ [_, ..]) = bytes.get(done..) {
+            match rustix::net::send(&*self.0, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(sent) => done += sent,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(done)
+    }
+
     /// Writes all slices in order, many of them with one system call.
     pub fn write_vectored_all(&self, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
         let mut rest = slices;

@@ -274,6 +274,16 @@ impl Sender {
         Ok(())
     }
 
+    /// Writes of what waits as much as goes at once; whether that was all.
+    pub(super) fn flush_now(&mut self) -> Result<bool, LinkError> {
+        if let Some(sealer) = &mut self.sealer {
+            sealer.seal(&mut self.out)?;
+        }
+        let sent = self.socket.write_now(self.out.filled())?;
+        self.out.drop_first(sent);
+        Ok(self.out.len() == 0)
+    }
+
     /// Tells the peer that nothing more follows, so that it can tell this end from a cut.
     pub fn finish(&mut self) -> Result<(), LinkError> {
         if let Some(sealer) = &mut self.sealer {
@@ -344,6 +354,17 @@ impl Receiver {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether a whole frame is here already: the next [`Self::recv_into`] will not wait. A frame whose record is not opened yet does not
+    /// count.
+    pub(super) fn is_at_hand(&mut self) -> bool {
+        let bytes = match &self.opener {
+            Some(_) => self.incoming.filled().get(self.data.clone()).unwrap_or_default(),
+            None => self.incoming.filled(),
+        };
+        let header = bytes.first_chunk::<HEADER>().map(Header::decode);
+        self.assembly.between() && matches!(header, Some(Ok(header)) if header.frame_len() <= bytes.len())
     }
 
     /// Takes plain bytes into the frame; true when the frame is complete.

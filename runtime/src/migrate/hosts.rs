@@ -257,7 +257,7 @@ impl Hosts {
                         if first {
                             self.handle.message(Message::First(host.node.clone(), pid, epoch));
                         }
-                        deputy.call(call, &frame.payload, &self.view);
+                        deputy.call(call, &frame.payload, &self.view, Some(&host.session));
                     } else {
                         // A frame of an old epoch is answered "dead".
                         tracing::debug!(node = %host.node, %pid, ?epoch, "call of a body that is not the one");

@@ -107,6 +107,15 @@ impl Window {
         self.shared.wake(slot_offset(slot) + SLOT_STATE, 1)
     }
 
+    /// Wakes the thread of a slot, and nobody when it ends its script before this returns: the caller then takes completions off the ring
+    /// itself, and nudges who else may wait.
+    pub fn wake_and_look(&self, slot: u32) -> Result<(), OutOfRange> {
+        self.shared.add(CONTROL + CONTROL_LOOKING, 1)?;
+        let woken = self.wake(slot);
+        self.shared.add(CONTROL + CONTROL_LOOKING, 1u32.wrapping_neg())?;
+        woken
+    }
+
     /// Gives a slot a script; its thread may begin at once, and begins at [`Self::wake`] when it sleeps.
     pub fn place(&self, slot: u32, ops: &[Op]) -> Result<(), ScriptError> {
         let base = slot_offset(slot);
@@ -176,8 +185,7 @@ impl Window {
                 });
             }
             let nap = Duration::from_millis(100);
-            self.shared
-                .wait(CONTROL + CONTROL_DOORBELL, bell, Some(left.min(nap)))?;
+            self.sleep(bell, left.min(nap))?;
             let silent = self.shared.load(CONTROL + CONTROL_DOORBELL)? == bell;
             if let Some(pid) = self.owner.filter(|pid| silent && super::freeze::gone(*pid)) {
                 return Err(ScriptError::Dead(pid));
@@ -259,14 +267,23 @@ impl Window {
         if now != seen {
             return Ok(now);
         }
-        self.shared.wait(CONTROL + CONTROL_DOORBELL, seen, Some(limit))?;
+        self.sleep(seen, limit)?;
         self.shared.load(CONTROL + CONTROL_DOORBELL)
+    }
+
+    /// Sleeps until the doorbell differs from `seen`, or something else happens.
+    fn sleep(&self, seen: u32, limit: Duration) -> Result<(), OutOfRange> {
+        let waiters = CONTROL + CONTROL_WAITERS;
+        self.shared.add(waiters, 1)?;
+        // The kernel compares once more: what rang before the stub could see this waiter is not slept through.
+        let slept = self.shared.wait(CONTROL + CONTROL_DOORBELL, seen, Some(limit));
+        self.shared.add(waiters, 1u32.wrapping_neg())?;
+        slept
     }
 
     /// Wakes whoever waits for the doorbell, so that it looks at its own state.
     pub fn nudge(&self) -> Result<(), OutOfRange> {
-        let bell = self.shared.load(CONTROL + CONTROL_DOORBELL)?;
-        self.shared.store(CONTROL + CONTROL_DOORBELL, bell.wrapping_add(1))?;
+        self.shared.add(CONTROL + CONTROL_DOORBELL, 1)?;
         self.shared.wake(CONTROL + CONTROL_DOORBELL, 64)
     }
 

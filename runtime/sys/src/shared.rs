@@ -106,6 +106,12 @@ impl Shared {
             .is_ok())
     }
 
+    /// Adds to a word, wrapping, in the order of all such operations.
+    pub fn add(&self, offset: u64, value: u32) -> Result<(), OutOfRange> {
+        self.word(offset)?.fetch_add(value, Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Copies bytes out.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), OutOfRange> {
         let at = self.at(offset, out.len())?;

@@ -95,7 +95,7 @@ impl Liar {
         self.seq.set(self.seq.get() + 1);
         call.seq = Seq(self.seq.get());
         let seq = call.seq;
-        self.deputy.call(call, payload, &self.job);
+        self.deputy.call(call, payload, &self.job, None);
         let begin = Instant::now();
         loop {
             // A call that the gate refuses is answered at once, and by nobody else.

@@ -128,14 +128,21 @@ pub(super) struct Inner {
     order: Mutex<Option<(u64, Sender)>>,
     /// Frames wait for [`Session::flush`].
     later: AtomicBool,
+    /// The receiving thread has more frames at hand, and will write what waits when it has none.
+    amid: AtomicBool,
     rx: Mutex<Rx>,
     /// One connection at a time is being put under the session.
     attach: Mutex<()>,
 }
 
+/// After so many frames the receiving thread writes what waits although more are at hand.
+const AMID: usize = 16;
+
 #[derive(Default)]
 struct Rx {
     current: Option<(u64, Receiver)>,
+    /// Frames handed over since the receiving thread last wrote what waits.
+    handed: usize,
 }
 
 /// When a frame is written, and what happens without room for it.
@@ -147,6 +154,8 @@ enum Pace {
     Later,
     /// At once; never waits.
     Never,
+    /// With the next flush; never waits.
+    LaterNever,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -199,15 +208,32 @@ impl Session {
 
     /// Writes the frames that [`Session::send_later`] left.
     pub fn flush(&self) {
-        if self.inner.later.swap(false, Ordering::AcqRel) {
+        if self.inner.later.swap(false, Ordering::SeqCst) {
             let mut order = lock(&self.inner.order);
             self.inner.flush(&mut order);
+        }
+    }
+
+    /// As [`Session::flush`], but leaves it to the receiving thread when that has more frames at hand: what they lead to shares the
+    /// record and the system call. That thread writes when it comes back for a frame that is not there, and after every few frames.
+    pub fn flush_soon(&self) {
+        // One of the two sees the other: `send_later` has set `later` before, and the receiving thread looks at it after `amid`.
+        if !self.inner.amid.load(Ordering::SeqCst) {
+            self.flush();
         }
     }
 
     /// Sends a frame like [`Session::send`], but is [`SendError::Full`] where that would wait.
     pub fn try_send(&self, body: &[u8], payload: &[&[u8]]) -> Result<(), SendError> {
         self.inner.send(Kind::Data, body, payload, Pace::Never)
+    }
+
+    /// Sends a small frame from the receiving thread, which writes it when it comes back to [`Session::recv`]; [`SendError::Full`] where
+    /// [`Session::send_later`] would wait, be it for another sender.
+    pub fn try_send_amid(&self, body: &[u8], payload: &[&[u8]]) -> Result<(), SendError> {
+        self.inner.send(Kind::Data, body, payload, Pace::LaterNever)?;
+        self.inner.amid.store(true, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Waits for the next frame, across breaks of the link.
@@ -272,6 +298,7 @@ impl Inner {
             work: Condvar::new(),
             order: Mutex::new(None),
             later: AtomicBool::new(false),
+            amid: AtomicBool::new(false),
             rx: Mutex::new(Rx::default()),
             attach: Mutex::new(()),
         }))
@@ -285,7 +312,13 @@ impl Inner {
         let bytes = Arc::new(bytes);
 
         loop {
-            let mut order = lock(&self.order);
+            let mut order = match self.order.try_lock() {
+                Ok(order) => order,
+                Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
+                // Who has it may be waiting for the peer to read.
+                Err(TryLockError::WouldBlock) if pace == Pace::LaterNever => return Err(SendError::Full),
+                Err(TryLockError::WouldBlock) => lock(&self.order),
+            };
             let mut book = lock(&self.book);
             if let Some(closed) = &book.closed {
                 return Err(closed.clone().into());
@@ -298,12 +331,12 @@ impl Inner {
                 drop(book);
                 self.push(&mut order, &header, &bytes);
                 match pace {
-                    Pace::Later => self.later.store(true, Ordering::Release),
+                    Pace::Later | Pace::LaterNever => self.later.store(true, Ordering::SeqCst),
                     Pace::Now | Pace::Never => self.flush(&mut order),
                 }
                 return Ok(());
             }
-            if pace == Pace::Never {
+            if matches!(pace, Pace::Never | Pace::LaterNever) {
                 return Err(SendError::Full);
             }
             drop(book);
@@ -379,12 +412,43 @@ impl Inner {
     fn recv_into(&self, frame: &mut Frame) -> Result<(), Closed> {
         let mut rx = lock(&self.rx);
         loop {
+            let more = rx.current.as_mut().is_some_and(|(_, receiver)| receiver.is_at_hand());
+            if !more || rx.handed >= AMID {
+                rx.handed = 0;
+                if self.amid.swap(false, Ordering::SeqCst) && self.later.swap(false, Ordering::SeqCst) {
+                    self.flush_now();
+                }
+            }
             if rx.current.is_none() {
                 rx.current = Some(self.next_connection(None)?.ok_or(Closed::Here)?);
             }
             if self.recv_step(&mut rx, frame)? {
+                rx.handed += 1;
+                let more = rx.current.as_mut().is_some_and(|(_, receiver)| receiver.is_at_hand());
+                self.amid.store(more, Ordering::SeqCst);
                 return Ok(());
             }
+        }
+    }
+
+    /// Writes what waits, from the receiving thread: it must not wait for the peer to read, which may itself be waiting for this end to.
+    fn flush_now(&self) {
+        let mut order = match self.order.try_lock() {
+            Ok(order) => order,
+            Err(TryLockError::Poisoned(poison)) => poison.into_inner(),
+            // Whoever has it writes, or flushes when it is done, and does not find this thread amid frames any more.
+            Err(TryLockError::WouldBlock) => return self.later.store(true, Ordering::SeqCst),
+        };
+        let mut all = true;
+        self.with(&mut order, |sender| {
+            all = sender.flush_now()?;
+            Ok(())
+        });
+        drop(order);
+        if !all {
+            // The keeper writes, and may wait.
+            lock(&self.book).ack_due = true;
+            self.work.notify_one();
         }
     }
 

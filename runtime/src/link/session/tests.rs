@@ -338,3 +338,58 @@ fn a_network_that_falls_silent_and_comes_back_is_only_a_delay() {
     assert_eq!(dialling.state(), State::Up);
     dialling.close();
 }
+
+/// Answers of a batch are left to the receiving thread, by itself and by another thread: none stays behind.
+#[test]
+fn answers_that_share_a_record_are_all_written() {
+    // No sign of life comes to the rescue of an answer that nobody writes.
+    let options = SessionOptions {
+        heartbeat: Duration::from_secs(3600),
+        silence: Duration::from_secs(7200),
+        ..Default::default()
+    };
+    let (a, b) = secured();
+    let pair = pair(a, b, options);
+    let (to_other, others) = std::sync::mpsc::channel::<Vec<u8>>();
+    let host = pair.host.clone();
+    let other = std::thread::spawn(move || {
+        for body in others {
+            host.send_later(&body, &[]).unwrap();
+            host.flush_soon();
+        }
+    });
+    let host = pair.host.clone();
+    const ROUNDS: u64 = 300;
+    let receiving = std::thread::spawn(move || {
+        let mut frame = Frame::default();
+        let all = (1..=ROUNDS).map(|round| round % 40 + 1).sum();
+        for n in 0..all {
+            host.recv_into(&mut frame).unwrap();
+            // What may not be sent from here goes to the other thread.
+            if n % 3 == 0 || host.try_send_amid(&frame.body, &[]).is_err() {
+                to_other.send(frame.body.clone()).unwrap();
+            }
+        }
+        // Back for a frame that never comes: only here the last answers are written.
+        let _ = host.recv_into(&mut frame);
+    });
+    let mut frame = Frame::default();
+    for round in 1..=ROUNDS {
+        let batch = round % 40 + 1;
+        for n in 0..batch {
+            pair.home.send_later(&n.to_le_bytes(), &[]).unwrap();
+        }
+        pair.home.flush();
+        let mut got: Vec<u64> = (0..batch)
+            .map(|_| {
+                pair.home.recv_into(&mut frame).unwrap();
+                u64::from_le_bytes(frame.body[..].try_into().unwrap())
+            })
+            .collect();
+        got.sort_unstable();
+        assert!(got.into_iter().eq(0..batch), "round {round}");
+    }
+    pair.home.close();
+    receiving.join().unwrap();
+    other.join().unwrap();
+}
