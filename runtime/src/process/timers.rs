@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// A list that took longer is not read again while the process stands still.
 const SLOW: Duration = Duration::from_millis(5);
+/// What reading may cost before a move. The kernel takes time by the square of how many timers it has.
+const LONG: Duration = Duration::from_millis(200);
 /// How often the list is read. The kernel goes through it by counting, and passes over some timers when earlier ones end meanwhile, as many
 /// do when the reader is preempted: that one timer is missing each time is next to impossible.
 const READINGS: u32 = 4;
@@ -25,10 +27,14 @@ pub struct Timers {
 }
 
 impl Timers {
-    /// Reads the list, several times; `None` when the kernel does not show it, or counts by another clock than this process.
+    /// Reads the list, several times; `None` when the kernel does not show it, or counts by another clock than this process, or is slow.
     pub fn read() -> Option<Self> {
+        let begun = Instant::now();
         let mut all = Self::once()?;
         for _ in 1..READINGS {
+            if begun.elapsed() > LONG {
+                return None;
+            }
             let once = Self::once()?;
             all.pending.extend(once.pending);
             all.took = all.took.min(once.took);
