@@ -10,7 +10,7 @@ use super::rest;
 use super::restart::{self, Standing, settle, take_back};
 use super::stat::{is_dead, state};
 use super::timers::Timers;
-use super::waited::Sleeper;
+use super::waited::{Sleeper, monotonic};
 use mosix_sys::ptrace::{self, Event, Regs};
 use std::collections::HashMap;
 use std::io;
@@ -305,14 +305,17 @@ fn collect(
 
 /// Puts the beginnings of waits right by the deadlines of their timers.
 fn by_timers(frozen: &mut Frozen, timers: &Timers) {
-    let latest: Vec<i64> = frozen.threads.iter().filter_map(FrozenThread::latest).collect();
-    let after = timers.again(&latest);
+    let now = monotonic();
+    let end = |thread: &FrozenThread| now.checked_add(i64::try_from(thread.whole?.as_nanos()).ok()?);
+    let ends: Vec<i64> = frozen.threads.iter().filter_map(end).collect();
+    let after = timers.again(&ends);
     for thread in &mut frozen.threads {
-        if let (Some(latest), Some(since)) = (thread.latest(), &mut thread.since)
-            && let Some(deadline) = timers.deadline(after.as_ref(), latest)
+        if let (Some(latest), Some(end)) = (thread.latest(), end(thread))
+            && let Some(deadline) = timers.deadline(after.as_ref(), latest, end)
+            && let Some(since) = &mut thread.since
         {
             tracing::trace!(tid = thread.tid, earlier = latest - deadline, "the timer of a wait");
-            *since = since.saturating_sub(latest.saturating_sub(deadline).max(0));
+            *since = since.saturating_sub(latest.saturating_sub(deadline)).min(now);
         }
     }
 }

@@ -52,24 +52,32 @@ impl Timers {
         })
     }
 
-    /// The list once more, if that is worth its time: when more than one timer of this one fits one of the waits.
-    pub fn again(&self, latest: &[i64]) -> Option<Self> {
-        let ambiguous = |latest: &i64| self.fitting(*latest).nth(1).is_some();
-        (self.took <= SLOW && latest.iter().any(ambiguous)).then(Self::once)?
+    /// The list once more, if that is worth its time: when more than one timer of this one is due before the last of `ends`.
+    pub fn again(&self, ends: &[i64]) -> Option<Self> {
+        let ambiguous = |end: &i64| self.due(*end).nth(1).is_some();
+        (self.took <= SLOW && ends.iter().any(ambiguous)).then(Self::once)?
     }
 
-    /// The true deadline of a wait that was under way when this list was read, was stopped before `after` was, and ends at `latest` by
-    /// what the scheduler's clock leads to.
-    pub fn deadline(&self, after: Option<&Self>, latest: i64) -> Option<i64> {
+    /// The true deadline of a wait that was under way when this list was read, and was stopped before `after` was. It ends at `latest` by
+    /// what the scheduler's clock leads to; and by `end`, when it would have begun only at its stop.
+    pub fn deadline(&self, after: Option<&Self>, latest: i64, end: i64) -> Option<i64> {
         let gone = |name: &u64| after.is_none_or(|after| !after.pending.contains_key(name));
-        self.fitting(latest)
+        let all: Vec<i64> = self
+            .due(end)
             .filter(|(name, _)| gone(name))
             .map(|(_, deadline)| deadline)
-            .max()
+            .collect();
+        let most = latest.saturating_add(ROUNDING);
+        match all.iter().copied().filter(|deadline| *deadline <= most).max() {
+            Some(deadline) => Some(deadline),
+            // Its own timer went: the scheduler's clock was wrong. Without the second list nobody knows which that is.
+            None if after.is_some() || all.len() == 1 => all.into_iter().max(),
+            None => None,
+        }
     }
 
-    fn fitting(&self, latest: i64) -> impl Iterator<Item = (&u64, i64)> {
-        let most = latest.saturating_add(ROUNDING);
+    fn due(&self, end: i64) -> impl Iterator<Item = (&u64, i64)> {
+        let most = end.saturating_add(ROUNDING);
         let all = self.pending.iter().map(|(name, deadline)| (name, *deadline));
         all.filter(move |(_, deadline)| *deadline <= most)
     }
@@ -128,10 +136,17 @@ mod tests {
         let second = 1_000_000_000;
         let before = list(&[(1, second), (2, 2 * second), (3, 3 * second), (4, 4 * second)]);
         let after = list(&[(2, 2 * second)]);
-        assert_eq!(before.deadline(Some(&after), 3 * second - ROUNDING), Some(3 * second));
-        assert_eq!(before.deadline(Some(&after), 2 * second), Some(second));
-        assert_eq!(before.deadline(None, 2 * second), Some(2 * second));
-        assert_eq!(before.deadline(None, second / 2), None);
+        let end = 3 * second;
+        assert_eq!(
+            before.deadline(Some(&after), 3 * second - ROUNDING, end),
+            Some(3 * second)
+        );
+        assert_eq!(before.deadline(Some(&after), 2 * second, end), Some(second));
+        assert_eq!(before.deadline(None, 2 * second, end), Some(2 * second));
+        assert_eq!(before.deadline(None, second / 2, end), None);
+        // The scheduler's clock was wrong.
+        assert_eq!(before.deadline(Some(&after), second / 2, end), Some(3 * second));
+        assert_eq!(before.deadline(None, second / 2, second), Some(second));
     }
 
     #[test]
@@ -144,7 +159,7 @@ mod tests {
         let Some(before) = before else { return };
         let latest = now + 1_000_000_000_000;
         let after = before.again(&[latest]);
-        let deadline = before.deadline(after.as_ref(), latest).expect("its timer");
+        let deadline = before.deadline(after.as_ref(), latest, latest).expect("its timer");
         assert!(deadline > now + 900_000_000_000, "{deadline} at {now}");
     }
 }

@@ -99,11 +99,14 @@ impl Sleeper {
         if now.sleeps.saturating_sub(self.before.sleeps) > 1 {
             return None;
         }
-        let same = now.cpu == self.before.cpu;
+        // Zero is no moment. And who has slept as long as it would at most is awake: then the clocks are of two CPUs.
+        let time = Duration::from_nanos(now.last_ran.saturating_sub(self.before.last_ran));
+        let same =
+            now.cpu == self.before.cpu && self.before.last_ran > 0 && self.whole.is_none_or(|whole| time < whole);
         Some(Slept {
             nr: self.nr,
             switches: self.before.switches,
-            time: same.then(|| Duration::from_nanos(now.last_ran.saturating_sub(self.before.last_ran))),
+            time: same.then_some(time),
             whole: self.whole,
         })
     }
