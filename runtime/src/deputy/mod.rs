@@ -4,7 +4,7 @@
 //! link reader ──▶ Deputy::call ──▶ slot's script ──▶ stub thread executes ──▶ completion ring ──▶ completion thread ──▶ Reply
 //! ```
 //! No other thread lies on that path. The tracer thread comes in only for signals, cancels and moves. A call that is over when the link reader
-//! comes back from waking its thread is answered by the link reader.
+//! comes back from waking its thread, with more calls at hand, is answered by the link reader.
 //!
 //! - [`calls`]: one record per thread: at most once, and what is open.
 //! - [`rest`]: interrupted calls go on with what is left of their time-outs.

@@ -257,7 +257,9 @@ impl Hosts {
                         if first {
                             self.handle.message(Message::First(host.node.clone(), pid, epoch));
                         }
-                        deputy.call(call, &frame.payload, &self.view, Some(&host.session));
+                        // Not for a single call: this thread would then wake deputy and host in turn, and the scheduler spreads who does.
+                        let on = host.session.is_amid().then_some(&host.session);
+                        deputy.call(call, &frame.payload, &self.view, on);
                     } else {
                         // A frame of an old epoch is answered "dead".
                         tracing::debug!(node = %host.node, %pid, ?epoch, "call of a body that is not the one");

@@ -236,6 +236,11 @@ impl Session {
         Ok(())
     }
 
+    /// Whether the receiving thread, which asks, has more frames at hand.
+    pub fn is_amid(&self) -> bool {
+        self.inner.amid.load(Ordering::SeqCst)
+    }
+
     /// Waits for the next frame, across breaks of the link.
     pub fn recv(&self) -> Result<Frame, Closed> {
         let mut frame = Frame::default();
