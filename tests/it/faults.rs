@@ -206,3 +206,17 @@ fn a_link_cut_during_a_move() {
     lab.assert_quiet();
     lab.down();
 }
+
+/// A program that ends while its agent is being opened leaves no agent behind.
+#[test]
+fn no_agent_outlives_a_job_that_ends_at_once() {
+    let lab = Lab::with(2, &[]);
+    for i in 0..30u64 {
+        let pause = format!("0.0{:02}", i * 3 % 100);
+        let argv = ["mosix", "run", "--on", "n2", "--", "sleep", &pause];
+        let output = lab.node(1).command(argv).output().unwrap();
+        assert!(output.status.success(), "run {i}: {}", text(&output));
+    }
+    lab.assert_quiet();
+    lab.down();
+}

@@ -131,6 +131,21 @@ async fn serve(node: &Arc<Node>, mut socket: UnixStream) -> io::Result<()> {
 
 /// Has an agent for the supervisor with this process id.
 async fn open_agent(node: &Arc<Node>, wanted: OpenAgent, pid: Option<i32>) -> Result<Fingerprint, String> {
+    let (to, job, home) = (wanted.node.clone(), wanted.job, wanted.home);
+    jobs::watch(node, job, wanted.uid, home, pid)?;
+    // Before: whoever ends the job must know where it may have an agent.
+    let fresh = node.jobs.add_host(&node.config.state_dir, job, home, to.clone());
+    let opened = ask_for_agent(node, wanted).await;
+    if opened.is_ok() {
+        jobs::opened(node, job, home, to);
+    } else if fresh {
+        node.jobs.remove_host(job, home, &to);
+    }
+    opened
+}
+
+/// Asks the node, or this one.
+async fn ask_for_agent(node: &Arc<Node>, wanted: OpenAgent) -> Result<Fingerprint, String> {
     let OpenAgent {
         node: to,
         job,
@@ -138,32 +153,27 @@ async fn open_agent(node: &Arc<Node>, wanted: OpenAgent, pid: Option<i32>) -> Re
         supervisor,
         uid,
     } = wanted;
-    jobs::watch(node, job, uid, home, pid)?;
-    let fingerprint = if to == node.config.name {
+    if to == node.config.name {
         let home_node = node.config.name.clone();
-        node.agents
-            .open(&Wanted {
-                job,
-                home_node,
-                home,
-                supervisor,
-                uid,
-            })
-            .await?
-    } else {
-        let request = NodeRequest::OpenAgent {
+        let wanted = Wanted {
             job,
+            home_node,
             home,
             supervisor,
             uid,
         };
-        match node.peers.request(&to, request).await? {
-            NodeAnswer::Agent { fingerprint } => fingerprint,
-            NodeAnswer::Done => return Err(format!("{to} gave an unexpected answer: is it of another version?")),
-        }
+        return node.agents.open(&wanted).await;
+    }
+    let request = NodeRequest::OpenAgent {
+        job,
+        home,
+        supervisor,
+        uid,
     };
-    node.jobs.add_host(&node.config.state_dir, job, home, to);
-    Ok(fingerprint)
+    match node.peers.request(&to, request).await? {
+        NodeAnswer::Agent { fingerprint } => Ok(fingerprint),
+        NodeAnswer::Done => Err(format!("{to} gave an unexpected answer: is it of another version?")),
+    }
 }
 
 fn status(node: &Node) -> Status {

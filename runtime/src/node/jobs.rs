@@ -8,6 +8,7 @@ use super::daemon::Node;
 use super::jobs_file::{self, Saved};
 use mosix_wire::ids::{JobId, NodeName, Nonce};
 use mosix_wire::node::NodeRequest;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -43,6 +44,11 @@ impl Jobs {
         self.lock().get(&job).map(|job| job.uid)
     }
 
+    /// Whether this life of the job has not ended.
+    fn knows(&self, job: JobId, home: Nonce) -> bool {
+        self.lock().get(&job).is_some_and(|known| known.home == home)
+    }
+
     /// Notes a supervisor; true when it is a new one, to be watched.
     fn claim(&self, job: JobId, uid: u32, home: Nonce, supervisor: Option<i32>) -> Result<bool, String> {
         let mut jobs = self.lock();
@@ -63,17 +69,17 @@ impl Jobs {
         Ok(true)
     }
 
-    /// Notes that the job has an agent on a node.
-    pub fn add_host(&self, state_dir: &Path, job: JobId, home: Nonce, node: NodeName) {
+    /// Notes that the job has, or may get, an agent on a node; true when that is new.
+    pub fn add_host(&self, state_dir: &Path, job: JobId, home: Nonce, node: NodeName) -> bool {
         let mut jobs = self.lock();
         let Some(known) = jobs.get_mut(&job).filter(|job| job.home == home) else {
-            return;
+            return false;
         };
         if !known.hosts.insert(node) {
-            return;
+            return false;
         }
         let Some((supervisor, started)) = known.supervisor.and_then(|pid| Some((pid, jobs_file::started(pid)?))) else {
-            return;
+            return true;
         };
         let saved = Saved {
             uid: known.uid,
@@ -84,6 +90,14 @@ impl Jobs {
         };
         if let Err(error) = jobs_file::write(state_dir, job, &saved) {
             tracing::warn!(%job, %error, "a restart of this daemon will not know the job");
+        }
+        true
+    }
+
+    /// The job got no agent there. Its file names the node on: telling it of the job's end does no harm.
+    pub fn remove_host(&self, job: JobId, home: Nonce, node: &NodeName) {
+        if let Some(known) = self.lock().get_mut(&job).filter(|job| job.home == home) {
+            known.hosts.remove(node);
         }
     }
 
@@ -105,6 +119,10 @@ pub fn watch(node: &Arc<Node>, job: JobId, uid: u32, home: Nonce, pid: Option<i3
     let pidfd = pid
         .and_then(Pid::from_raw)
         .map(|pid| pidfd_open(pid, PidfdFlags::NONBLOCK));
+    if matches!(pidfd, Some(Err(Errno::SRCH))) {
+        node.jobs.ended(job, home);
+        return Err(format!("the supervisor of job {job} has ended"));
+    }
     // A supervisor in a pid namespace that this daemon does not see cannot be watched; its agents have their lease.
     let Some(Ok(pidfd)) = pidfd else {
         tracing::debug!(%job, ?pid, "the supervisor cannot be watched");
@@ -137,6 +155,13 @@ fn over(node: &Arc<Node>, job: JobId, home: Nonce, hosts: BTreeSet<NodeName>) {
     }
 }
 
+/// An agent was opened. It is ended again when the supervisor has ended meanwhile: whoever told of that came too early.
+pub fn opened(node: &Arc<Node>, job: JobId, home: Nonce, host: NodeName) {
+    if !node.jobs.knows(job, home) {
+        tokio::spawn(tell(node.clone(), host, job, home));
+    }
+}
+
 /// Watches the supervisors that this daemon's last life watched. Those that ended meanwhile are told of.
 pub fn take_up(node: &Arc<Node>) {
     for (job, saved) in jobs_file::read_all(&node.config.state_dir) {
@@ -155,7 +180,7 @@ pub fn take_up(node: &Arc<Node>) {
         match watch(node, job, uid, home, Some(supervisor)) {
             Ok(()) => hosts
                 .into_iter()
-                .for_each(|host| node.jobs.add_host(&node.config.state_dir, job, home, host)),
+                .for_each(|host| _ = node.jobs.add_host(&node.config.state_dir, job, home, host)),
             Err(why) => tracing::warn!(%job, why, "a job cannot be watched again"),
         }
     }
@@ -190,7 +215,9 @@ mod tests {
         assert!(jobs.claim(job, 1001, Nonce(2), None).is_err());
         jobs.add_host(Path::new("/"), job, Nonce(1), node.clone());
         // A new life: the old one's end tells nobody any more.
+        assert!(jobs.knows(job, Nonce(1)));
         assert_eq!(jobs.claim(job, 1000, Nonce(2), None), Ok(true));
+        assert!(!jobs.knows(job, Nonce(1)));
         jobs.add_host(Path::new("/"), job, Nonce(1), node.clone());
         assert!(jobs.ended(job, Nonce(1)).is_empty());
         jobs.add_host(Path::new("/"), job, Nonce(2), node.clone());
