@@ -170,10 +170,11 @@ fn execve_under_a_one_millisecond_timer() {
     assert_eq!(interrupted(&mut stand.command("./timer")), 0);
     assert_eq!(interrupted(&mut stand.verb(&["run", "--no-filter", "./timer"])), 0);
     // The kernel lets a signal with a handler without SA_RESTART interrupt a trapped call before it is received (ADR 0008): here a
-    // few microseconds of each millisecond. A listener that does anything else fails this: 0.3 ms late were 26 %.
+    // few microseconds of each millisecond, more on a busy machine: 6 % were seen. A listener that does anything else fails this: 0.3 ms
+    // late were 26 %.
     let under_filter = interrupted(&mut stand.run(&["./timer"]));
     assert!(
-        under_filter <= 2000 / 20,
+        under_filter <= 2000 / 8,
         "{under_filter} of 2000 execve were interrupted"
     );
     stand.until_empty();
