@@ -65,7 +65,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         &threads,
     ];
     for words in [&units[..], &whole[..]] {
-        let mut command = cargo()?;
+        let mut command = undisturbed(&cargo()?);
         command.args(words).args(&filter).env("MOSIX_TEST_SKIPS", &skips);
         if args.full {
             command.env("MOSIX_TEST_FULL", "1");
@@ -91,6 +91,18 @@ pub fn run(args: Args) -> Result<ExitCode> {
     // The last line: an error would print another.
     println!("{total}");
     Ok(total.into())
+}
+
+/// The command with the signals of a terminal as they are in one: nohup(1), and a shell that puts a command into the background, let it
+/// ignore them, and programs under test would inherit that.
+fn undisturbed(command: &Command) -> Command {
+    let mut env = Command::new("env");
+    env.arg("--default-signal=HUP,INT,QUIT");
+    env.arg(command.get_program()).args(command.get_args());
+    if let Some(folder) = command.get_current_dir() {
+        env.current_dir(folder);
+    }
+    env
 }
 
 /// Installs the Debian packages that are missing, when this is a Debian and we may.
