@@ -93,3 +93,24 @@ fn a_fatal_signal_in_a_move() {
         }
     }
 }
+
+/// A program that exits while it moves from host to host leaves with its own code: the call is a part of the image.
+#[test]
+fn an_exit_in_a_move() {
+    require!(require::program("cc"));
+    let lab = Lab::shared();
+    let period = Duration::from_millis(20);
+    for run in 0..runs() * 4 {
+        let mut guest = Guest::start("exit_code", &["77"], How::Moving { lab, period });
+        guest.go_round(1);
+        let pid = guest.pid().to_string();
+        let status = std::thread::scope(|scope| {
+            // It may end under the move's hands: what the move says then does not matter here.
+            scope.spawn(|| lab.node(1).mosix(&["migrate", &pid, "n3"]));
+            std::thread::sleep(Duration::from_micros(run as u64 * 700 % 28_000));
+            guest.tell();
+            guest.end().status
+        });
+        assert_eq!(status.code(), Some(77), "run {run}: {status}");
+    }
+}

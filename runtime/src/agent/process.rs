@@ -174,6 +174,11 @@ impl Process {
         }
     }
 
+    /// Whether it stands still to leave.
+    pub fn is_frozen(&self) -> bool {
+        matches!(self.state, Host::Frozen { .. })
+    }
+
     /// Nothing of it is here or on its way here.
     pub fn is_idle(&self) -> bool {
         self.state == Host::Absent

@@ -299,7 +299,12 @@ impl Tracer {
                     );
                 }
             }
-            Command::Exit(pid, how) => self.ended(pid, how),
+            // Of a frozen body the call is a part of the image: whoever goes on with it makes it again.
+            Command::Exit(pid, how) => {
+                if self.processes.get(&pid).is_none_or(|process| !process.is_frozen()) {
+                    self.ended(pid, how);
+                }
+            }
             Command::HungUp(pid) => tracing::debug!(%pid, "the listener has nobody left"),
             Command::DepartHome { pid, epoch, streams } => {
                 self.process(pid).way = Some(streams);
