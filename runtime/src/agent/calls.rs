@@ -106,6 +106,20 @@ struct Thread {
     injecting: bool,
 }
 
+impl Thread {
+    fn new(new: &NewThread) -> Self {
+        Self {
+            tid: new.tid,
+            seq: new.seq,
+            arrived: new.open,
+            waiting: None,
+            parked: None,
+            due: false,
+            injecting: false,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct State {
     phase: Phase,
@@ -164,6 +178,15 @@ pub enum Replied {
         /// What becomes of the outputs.
         scatter: Scatter,
     },
+    /// Home has made a thread: the tracer makes its body before the call is answered.
+    Made {
+        /// The creator.
+        host: i32,
+        /// The notification.
+        id: u64,
+        /// The number.
+        number: Tid,
+    },
     /// Signals wait for the end of the call: the tracer answers it with the reply's result, and then lets them in.
     Due {
         /// The thread.
@@ -220,21 +243,7 @@ fn is_restart(result: i64) -> bool {
 impl Calls {
     /// Makes the book of an arrived body.
     pub fn new(threads: &[NewThread]) -> Self {
-        let threads = threads
-            .iter()
-            .map(|new| {
-                let thread = Thread {
-                    tid: new.tid,
-                    seq: new.seq,
-                    arrived: new.open,
-                    waiting: None,
-                    parked: None,
-                    due: false,
-                    injecting: false,
-                };
-                (new.host, thread)
-            })
-            .collect();
+        let threads = threads.iter().map(|new| (new.host, Thread::new(new))).collect();
         Self(Mutex::new(State {
             phase: Phase::Running,
             threads,
@@ -362,6 +371,12 @@ impl Calls {
         if let Some(waiting) = &thread.waiting
             && open(&waiting.sent)
         {
+            if i64::from(waiting.made.nr) == libc::SYS_clone
+                && let Ok(number @ 1..) = i32::try_from(reply.result)
+            {
+                let (id, number) = (waiting.id, Tid(number));
+                return Replied::Made { host, id, number };
+            }
             // Only under the tracer's eyes a restart code may reach the body, and handlers run before the call returns.
             if is_restart(reply.result) || thread.due {
                 return match &waiting.sent {
@@ -390,6 +405,34 @@ impl Calls {
             }
             _ => Replied::Stale,
         }
+    }
+
+    /// The body of a new thread is to be made: whether its creator still waits for that. From here on the call counts as open at home, to be
+    /// made again.
+    pub fn begin_creation(&self, host: i32, id: u64) -> bool {
+        let mut state = self.lock();
+        let running = state.phase == Phase::Running;
+        let Some(thread) = state.threads.get_mut(&host) else {
+            return false;
+        };
+        let waits = thread.waiting.as_ref().is_some_and(|waiting| waiting.id == id);
+        if running && waits {
+            park(thread);
+        }
+        running && waits
+    }
+
+    /// The body of the new thread is there, or will never be.
+    pub fn end_creation(&self, host: i32) {
+        if let Some(thread) = self.lock().threads.get_mut(&host) {
+            thread.arrived = None;
+            thread.due = false;
+        }
+    }
+
+    /// A thread was made here.
+    pub fn add(&self, new: NewThread) {
+        self.lock().threads.insert(new.host, Thread::new(&new));
     }
 
     /// The call of a thread is over, and its outputs are in place, but it was parked meanwhile: it gets the result when made again.
@@ -541,7 +584,10 @@ impl Calls {
 /// Turns a received call into a parked one, or into nothing when home does not have it: the thread makes it again either way.
 fn park(thread: &mut Thread) -> Option<u64> {
     let waiting = thread.waiting.take()?;
-    if let Some(sent) = waiting.sent {
+    if waiting.sent.is_some() && i64::from(waiting.made.nr) == libc::SYS_clone {
+        // Home's half is not all of it: the thread asks home again, under the same number.
+        thread.arrived = Some((waiting.made.nr, waiting.made.ip));
+    } else if let Some(sent) = waiting.sent {
         thread.parked = Some(Parked {
             made: waiting.made,
             sent,

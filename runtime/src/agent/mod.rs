@@ -8,6 +8,7 @@ pub mod birth;
 pub mod build;
 pub mod calls;
 pub mod check;
+pub mod creation;
 pub mod depart;
 pub mod files;
 pub mod guest;

@@ -7,6 +7,7 @@ use super::calls::{Calls, Going, Over, Replied, Step};
 use super::guest::Guest;
 use super::mapping;
 use super::shared::{BodyCalls, Command, Shared, lock};
+use crate::deputy::creation::is_thread;
 use crate::process::restart::ERESTARTNOINTR;
 use crate::syscall::decide::{Decision, decide};
 use crate::syscall::marshal::{Forward, Gathered, Ids, Scatter, gather};
@@ -111,7 +112,7 @@ impl Server<'_> {
             Decision::Native => self.answer(Answer::Continue),
             Decision::Answer(result) => self.answer(Answer::Result(result)),
             Decision::Home | Decision::Both => self.forward(row, tid, seq),
-            Decision::Special => self.special(tid),
+            Decision::Special => self.special(tid, seq),
             Decision::MapFile => mapping::ask(self.shared, self.body, tid, &self.n),
             Decision::Return(why) => self.come_home(why),
         }
@@ -160,13 +161,15 @@ impl Server<'_> {
         self.shared.command(Command::WantHome(self.body.pid, self.n.nr as u32));
     }
 
-    fn special(&self, tid: Tid) {
+    fn special(&self, tid: Tid, seq: Seq) {
         match i64::from(self.n.nr) {
             libc::SYS_exit_group => {
                 let code = self.n.args[0] as i32 & 0xff;
                 self.shared.command(Command::Exit(self.body.pid, Exit::Code(code)));
             }
             libc::SYS_exit => self.exit(tid),
+            libc::SYS_clone => self.create(tid, seq),
+            libc::SYS_clone3 => self.clone3(),
             libc::SYS_rt_sigaction => self.action(tid),
             libc::SYS_clock_gettime => self.cpu_clock(tid),
             _ => self.come_home("not written yet"),
@@ -186,6 +189,31 @@ impl Server<'_> {
             self.calls().ended(self.n.tid);
             self.send(Answer::Continue);
         }
+    }
+
+    /// A new thread: home's half first. Whatever else clone makes is made at home.
+    fn create(&self, tid: Tid, seq: Seq) {
+        if !is_thread(self.n.args[0]) || !self.shared.makes_threads() {
+            return self.come_home("new processes are made at home");
+        }
+        let call = super::creation::call(self.body, &self.n, tid, seq);
+        let (pid, epoch) = (call.pid, call.epoch);
+        let none = Scatter::none(Ids { pid, tid, epoch, seq });
+        if self.calls().sent(self.n.tid, self.n.id, seq, none, None) != Going::No {
+            self.shared.tell_later(&ToHome::Call(call), &[]);
+        }
+    }
+
+    /// Its flags lie in memory, where another thread may change them after any look at them: who wants a thread is told to use clone, as on
+    /// a kernel without clone3. Nothing else depends on the look.
+    fn clone3(&self) {
+        let mut flags = [0; 8];
+        let seen = Guest::of(self.n.tid).read(self.n.args[0], &mut flags).is_ok();
+        let thread = u64::from_le_bytes(flags) & libc::CLONE_THREAD as u64 != 0;
+        if seen && thread && self.shared.makes_threads() {
+            return self.answer(Answer::Result(-i64::from(libc::ENOSYS)));
+        }
+        self.come_home("new processes are made at home");
     }
 
     /// The body's kernel keeps the handler; home learns of it before any later call.
@@ -294,6 +322,7 @@ pub fn replied(shared: &Shared, reply: &Reply, payload: &[u8]) {
     let Some(body) = shared.body(reply.pid) else { return };
     match body.calls.replied(reply, payload) {
         Replied::Answer { host, id, scatter } => finish(&body, host, id, &scatter, reply, payload),
+        Replied::Made { host, id, number } => shared.command(Command::Made(body.pid, host, id, number)),
         Replied::Due { host, scatter } => due(shared, &body, host, &scatter, reply, payload),
         Replied::NeedsHome { nr } => {
             tracing::debug!(pid = %reply.pid, nr, "home wants the process back for a call");

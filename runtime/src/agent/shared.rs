@@ -29,7 +29,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
@@ -110,6 +110,8 @@ pub enum Command {
     Reply(Reply, Vec<u8>),
     /// Signals waited for the end of a call that home did not get.
     Late(Pid),
+    /// The deputy has made a thread: the process, its creator's number on this node and notification, its own number.
+    Made(Pid, i32, u64, Tid),
     /// A call is over for whose end signals waited: thread on this node, result.
     Due(Pid, i32, i64),
     /// A thread made a call that runs only at home.
@@ -153,6 +155,8 @@ pub struct Shared {
     pub fetches: Mutex<Fetches>,
     /// Signals of home that the tracer has not looked at yet: an answer that comes behind them waits for them.
     pub signals: AtomicUsize,
+    /// Numbers of new threads can be chosen here: threads are made here.
+    pub numbers: AtomicBool,
     /// Further page streams of moves under way.
     pub lanes: Lanes,
     expected: Mutex<HashMap<NodeName, Fingerprint>>,
@@ -215,6 +219,7 @@ impl Shared {
             files: Mutex::default(),
             fetches: Mutex::default(),
             signals: AtomicUsize::new(0),
+            numbers: AtomicBool::new(false),
             lanes: Lanes::default(),
             expected: Mutex::default(),
             announced: Condvar::new(),

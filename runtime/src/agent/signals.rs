@@ -54,7 +54,8 @@ pub struct Due {
 }
 
 impl Due {
-    fn new(to: Option<Tid>, info: RawSigInfo) -> Self {
+    /// One that waits for the body to run again.
+    pub fn new(to: Option<Tid>, info: RawSigInfo) -> Self {
         let waits_for = None;
         Self { waits_for, to, info }
     }
@@ -109,6 +110,11 @@ impl Signals {
         };
         let coded = tids.iter().zip(threads).filter(|(_, thread)| interrupted(thread));
         self.coded = coded.map(|(tid, _)| *tid).collect();
+    }
+
+    /// A signal waits.
+    pub fn put_off(&mut self, due: Due) {
+        self.due.push(due);
     }
 
     /// Whether something waits for the end of this thread's call.
@@ -544,7 +550,10 @@ fn queue_stopped(process: &Process, host: i32, to_thread: bool, info: &RawSigInf
 }
 
 /// Makes a stopped thread execute one system call, from the stub's text so that it is known for the agent's own.
-fn inject(tid: i32, nr: i64, args: [u64; 6]) -> io::Result<i64> {
+///
+/// # Errors
+/// As [`step::call`].
+pub fn inject(tid: i32, nr: i64, args: [u64; 6]) -> io::Result<i64> {
     let at = stub().map_err(io::Error::other)?.syscall;
     let saved = ptrace::regs(tid)?;
     let mask = ptrace::sigmask(tid)?;

@@ -5,6 +5,7 @@
 
 use super::birth;
 use super::build;
+use super::creation;
 use super::depart;
 use super::nest::Nest;
 use super::process::Process;
@@ -70,6 +71,7 @@ impl Tracer {
     pub fn new(shared: Arc<Shared>, nest: Nest, commands: Receiver<Command>) -> io::Result<Self> {
         // Asked now, so that the first arrival does not wait for the answers.
         let _ = crate::cpu::record();
+        shared.numbers.store(nest.init.can_number(), Ordering::Release);
         Ok(Self {
             shared,
             nest,
@@ -185,6 +187,7 @@ impl Tracer {
             }
             Event::Exited(_) | Event::Killed(..) => {
                 process.thread_gone(tid);
+                process.bury(tid);
                 let leader = process.built.as_ref().map(|built| built.body.pid);
                 if leader == Some(tid) {
                     let how = match event {
@@ -279,6 +282,7 @@ impl Tracer {
             }
             Command::Reply(reply, payload) => serve::replied(&self.shared, &reply, &payload),
             Command::Late(pid) => self.late(pid),
+            Command::Made(pid, host, id, number) => self.made(pid, (host, id), number),
             Command::Due(pid, host, result) => {
                 if let Some(process) = self.processes.get_mut(&pid)
                     && let Err(error) = signals::call_over(process, host, result)
@@ -414,6 +418,16 @@ impl Tracer {
             | ToHost::Pages { .. }
             | ToHost::ImageEnd { .. }
             | ToHost::Reply(_) => tracing::warn!("home said something on the session that belongs elsewhere"),
+        }
+    }
+
+    /// Makes the body of a thread that the deputy has made.
+    fn made(&mut self, pid: Pid, creator: (i32, u64), number: Tid) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        if let Some(how) = creation::follow(&self.shared, &self.nest, process, creator, number) {
+            self.ended(pid, how);
         }
     }
 

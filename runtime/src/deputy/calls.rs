@@ -8,7 +8,7 @@
 //! ```
 
 use super::arena::Arena;
-use super::rest;
+use super::{creation, rest};
 use crate::link::Session;
 use crate::link::session::SendError;
 use crate::process::restart::EINTR;
@@ -189,6 +189,7 @@ pub struct Deputy {
     records: Vec<Mutex<Record>>,
     arena: Mutex<Arena>,
     ring: Mutex<Ring>,
+    births: Mutex<creation::Births>,
     gate: Mutex<Gate>,
     /// Where replies go; None while the body is home.
     session: RwLock<Option<Arc<Session>>>,
@@ -231,6 +232,7 @@ impl Deputy {
             records: (0..mosix_wire::limits::THREADS).map(|_| Mutex::default()).collect(),
             arena: Mutex::default(),
             ring: Mutex::default(),
+            births: Mutex::default(),
             gate: Mutex::default(),
             session: RwLock::default(),
             linger,
@@ -260,7 +262,8 @@ impl Deputy {
 
     /// Free slots for so many new threads, the lowest first.
     pub fn free_slots(&self, count: usize) -> Vec<u32> {
-        let used: std::collections::HashSet<u32> = self.seats().into_iter().map(|(_, slot)| slot).collect();
+        let mut used: std::collections::HashSet<u32> = self.seats().into_iter().map(|(_, slot)| slot).collect();
+        used.extend(lock(&self.births).slots());
         (0..mosix_wire::limits::THREADS as u32)
             .filter(|slot| !used.contains(slot))
             .take(count)
@@ -297,8 +300,33 @@ impl Deputy {
         slots.iter().map(|(tid, slot)| (*tid, *slot)).collect()
     }
 
+    /// The thread `creator` has made thread `tid`, which gets the seat that was reserved for it. False when it was to make none.
+    pub fn born(&self, creator: i32, tid: i32) -> bool {
+        let slot = lock(&self.births).of(creator);
+        if let Some(slot) = slot {
+            self.seat(tid, slot, Seq(0), None);
+        }
+        slot.is_some()
+    }
+
+    /// A thread that is making another one.
+    pub fn creating(&self) -> Option<i32> {
+        lock(&self.births).any()
+    }
+
+    /// The kept answer of a thread's last call holds no longer: made again, the call is executed again.
+    pub fn forget(&self, tid: i32) {
+        if let Some(record) = self.record(tid) {
+            let mut record = lock(record);
+            if matches!(record.state, State::Answered(..)) {
+                record.state = State::Idle;
+            }
+        }
+    }
+
     /// A thread is gone.
     pub fn leave(&self, tid: i32) {
+        lock(&self.births).over(tid);
         let slot = self.slots.write().unwrap_or_else(PoisonError::into_inner).remove(&tid);
         if let Some(record) = slot.and_then(|slot| self.records.get(slot as usize)) {
             *lock(record) = Record::default();
@@ -501,13 +529,19 @@ impl Deputy {
             // Another call that happens to be of the same kind, such as a handler's own write, is no continuation.
             *nr == call.nr && call.seq == RESUMED
         });
-        if job.is_some_and(|job| !permitted(&call, payload, job.as_ref())) {
+        let thread = job.is_some() && creation::asks(&call);
+        if !thread && job.is_some_and(|job| !permitted(&call, payload, job.as_ref())) {
             let reply = reply(&call, NEEDS_HOME, vec![0; call.outputs.len()]);
             self.send(&reply, &[]);
             record.state = State::Answered(reply, Vec::new());
             return;
         }
-        match self.start(slot, &call, payload, resume, &mut record.written) {
+        let started = if thread {
+            self.start_thread(slot, &call)
+        } else {
+            self.start(slot, &call, payload, resume, &mut record.written)
+        };
+        match started {
             Ok(begun) => {
                 let job = job.filter(|_| opens(call.nr)).map(Arc::clone);
                 record.state = State::Open(Open { call, begun, job });
@@ -523,7 +557,8 @@ impl Deputy {
             }
             Err(error) => {
                 tracing::warn!(pid = self.pid, tid = call.tid.0, nr = call.nr, %error, "call could not be executed");
-                let reply = reply(&call, -i64::from(libc::ENOMEM), vec![0; call.outputs.len()]);
+                let errno = if thread { libc::EAGAIN } else { libc::ENOMEM };
+                let reply = reply(&call, -i64::from(errno), vec![0; call.outputs.len()]);
                 self.send(&reply, &[]);
                 record.state = State::Answered(reply, Vec::new());
             }
@@ -593,6 +628,37 @@ impl Deputy {
             lock(&self.arena).give(buffer);
         }
         posted
+    }
+
+    /// Lets the thread of a slot make another one.
+    fn start_thread(&self, slot: u32, call: &Call) -> Result<Begun, StartError> {
+        let creator = call.tid.0;
+        let seats = self.seats();
+        let new = lock(&self.births).reserve(creator, &seats).ok_or(StartError::Full)?;
+        let buffer = slot_offset(slot) + SLOT_BUFFER;
+        let (op, bytes) = creation::spawn(call.args[0], new, SHARED + buffer);
+        let placed = self
+            .window
+            .reset(new)
+            .and_then(|()| self.window.shared().write(buffer, &bytes));
+        let placed = placed
+            .map_err(ScriptError::from)
+            .and_then(|()| self.window.place(slot, &[op]));
+        if let Err(error) = placed {
+            lock(&self.births).over(creator);
+            return Err(error.into());
+        }
+        Ok(Begun {
+            nr: libc::SYS_clone3 as u32,
+            buffer,
+            size: 0,
+            span: false,
+            args: op.args,
+            since: Instant::now(),
+            whole: None,
+            block: None,
+            next: None,
+        })
     }
 
     /// Writes what a wait for a call's socket needs behind the slot's buffer of calls, and gives the call that waits.
@@ -734,6 +800,9 @@ impl Deputy {
             return Taken::Call;
         }
         let begun = open.begun;
+        if i64::from(begun.nr) == libc::SYS_clone3 {
+            lock(&self.births).over(open.call.tid.0);
+        }
         let written = std::mem::take(&mut record.written);
         if written > 0 {
             result = if result >= 0 {
@@ -860,7 +929,7 @@ struct NotHere;
 
 #[derive(Debug, thiserror::Error)]
 enum StartError {
-    #[error("the window's arena is full")]
+    #[error("the window is full")]
     Full,
     #[error(transparent)]
     Malformed(#[from] relocate::Malformed),

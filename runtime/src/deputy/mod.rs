@@ -8,10 +8,12 @@
 //!
 //! - [`calls`]: one record per thread: at most once, and what is open.
 //! - [`rest`]: interrupted calls go on with what is left of their time-outs.
+//! - [`creation`]: new threads.
 //! - [`arena`]: room for large buffers.
 
 pub mod arena;
 pub mod calls;
+pub mod creation;
 mod rest;
 
 pub use calls::{Deputy, Gate, Job, RESUMED, Resume};

@@ -8,7 +8,7 @@ use super::hosts::{Host, Hosts};
 use super::process::{Journey, Process};
 use super::view::View;
 use super::wish::Wish;
-use super::{Message, home, incoming, mapped, outgoing, signals};
+use super::{Message, births, home, incoming, mapped, outgoing, signals};
 use crate::contract::commit::{Cause, Epochs, Home, HomeEffect, HomeEvent, Order, Place as Where, Report};
 use crate::deputy::Deputy;
 use crate::fault;
@@ -339,6 +339,13 @@ impl Engine for HomeEngine {
         let tid = waited.pid;
         let event = ptrace::decode(waited.status.raw());
         let Some(pid) = self.holder(tid) else {
+            if matches!(event, Event::Stop(_))
+                && let Some(process) = births::group(tid).and_then(|pid| self.processes.get_mut(&pid))
+                && !process.held.is_empty()
+            {
+                process.early.insert(tid);
+                return Verdict::Mine;
+            }
             if waited.status.is_end() && self.processes.contains_key(&tid) {
                 self.forget(tid);
             }

@@ -81,6 +81,7 @@ pub fn repair(process: &mut Process, image: &ProcessImage) -> Result<Ready, Retu
     let os = |error| ReturnError::Os { pid, error };
     let failed = |step| move |error| ReturnError::Script { pid, step, error };
     let mut phases = Phases::default();
+    super::births::settle(process, image).map_err(os)?;
     let deputy = process.deputy.as_ref().ok_or(ReturnError::Threads(pid))?;
     let mut seats: Vec<i32> = deputy.seats().into_iter().map(|(tid, _)| tid).collect();
     let mut threads: Vec<i32> = image.threads.iter().map(|thread| thread.tid.0).collect();
@@ -144,7 +145,9 @@ fn file_at_home(process: &Process, file: &FileRef) -> io::Result<Arc<File>> {
 /// Whether home has seen the call that the image says is open: only then the thread waits for it in the stub.
 fn open_here(process: &Process, thread: &ThreadImage) -> bool {
     let Some(deputy) = &process.deputy else { return false };
-    thread.in_flight && thread.seq > 0 && deputy.seq(thread.tid.0) == Seq(thread.seq)
+    // A thread is made natively by who is native again.
+    let creates = Regs(thread.regs).orig_rax() == libc::SYS_clone as u64;
+    !creates && thread.in_flight && thread.seq > 0 && deputy.seq(thread.tid.0) == Seq(thread.seq)
 }
 
 /// Sets what only the process can set about itself. Everything but registers is then as in the body.

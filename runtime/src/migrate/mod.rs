@@ -15,10 +15,12 @@
 //! - [`process`]: one process that has moved, or is moving.
 //! - [`hosts`]: sessions with agents.
 //! - [`outgoing`], [`incoming`]: worker threads that stream images.
+//! - [`births`]: new threads of a body that is away.
 //! - [`home`]: taking a body back into its deputy.
 //! - [`mapped`]: files that a body maps while away.
 //! - [`signals`]: what the tracer does with a deputy's stops.
 
+mod births;
 pub mod engine;
 mod home;
 pub mod hosts;

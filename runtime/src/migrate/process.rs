@@ -149,6 +149,8 @@ pub struct Process {
     pub undressed: HashSet<i32>,
     /// Threads that are to stop because somebody asked, and have not yet.
     pub interrupted: HashSet<i32>,
+    /// New threads that have stopped for the first time before their creators have told of them.
+    pub early: HashSet<i32>,
     /// When to look again at threads whose calls are to end.
     pub again: Option<Instant>,
     /// Stop signals that came while their thread was held: raised again when it is not.
@@ -194,6 +196,7 @@ impl Process {
             signals: Outbox::default(),
             undressed: HashSet::new(),
             interrupted: HashSet::new(),
+            early: HashSet::new(),
             again: None,
             stops: Vec::new(),
             open: false,
@@ -525,11 +528,19 @@ fn borrow(process: &mut Process, deputy: &Deputy, ops: &[Op]) -> Result<Vec<i64>
 /// # Errors
 /// When no thread can be stopped any more.
 pub fn divert(process: &mut Process, nr: i64, args: [u64; 6]) -> io::Result<()> {
-    let address = stub().map_err(io::Error::other)?.syscall;
     let leader = process.held.get(&process.pid);
     let tid = *leader
         .or_else(|| process.held.iter().next())
         .ok_or(io::ErrorKind::NotFound)?;
+    leave_by(process, tid, nr, args)
+}
+
+/// Makes a thread of the deputy execute one last system call in place of whatever it does.
+///
+/// # Errors
+/// When it cannot be stopped any more.
+pub fn leave_by(process: &mut Process, tid: i32, nr: i64, args: [u64; 6]) -> io::Result<()> {
+    let address = stub().map_err(io::Error::other)?.syscall;
     super::signals::hold_away(process, tid)?;
     let mut regs = ptrace::regs(tid)?;
     regs.set_call(nr as u64, args);

@@ -4,6 +4,7 @@
 //! the deputy is taken at its delivery stop and forwarded with its siginfo, and a call that the stop interrupted goes on as if nothing had
 //! been, unless the host asked to cancel it. Stop signals with the default action really stop the deputy, so that its parent sees it.
 
+use super::births;
 use super::process::Process;
 use crate::deputy::Deputy;
 use crate::process::freeze::wait_for;
@@ -179,7 +180,10 @@ pub fn hold(process: &mut Process, tid: i32) -> io::Result<Vec<(Option<i32>, Sig
                 ptrace::interrupt(tid)?;
                 ptrace::cont(tid, deliver)?;
             }
-            _ => {
+            other => {
+                if other == Event::Ptrace(libc::PTRACE_EVENT_CLONE) {
+                    births::born(process, tid)?;
+                }
                 ptrace::interrupt(tid)?;
                 ptrace::cont(tid, 0)?;
             }
@@ -304,7 +308,10 @@ fn handle(process: &mut Process, tid: i32, event: Event) -> io::Result<Outcome> 
             }
             Ok(Outcome::Stopped(signal))
         }
-        Event::Ptrace(_) => {
+        Event::Ptrace(event) => {
+            if event == libc::PTRACE_EVENT_CLONE {
+                births::born(process, tid)?;
+            }
             ptrace::cont(tid, 0)?;
             Ok(Outcome::Done)
         }

@@ -66,11 +66,13 @@ fn returns_eintr(nr: u64) -> bool {
     )
 }
 
-/// Whether a call only looks, and returns at once: a signal that comes meanwhile is none that ended it.
+/// Whether a call only looks, or does what it does at once: a signal that comes meanwhile is none that ended it.
 pub fn never_waits(nr: u64, args: &[u64; 6]) -> bool {
     match nr as i64 {
         libc::SYS_poll => args[2] as i32 == 0,
         libc::SYS_epoll_wait | libc::SYS_epoll_pwait => args[3] as i32 == 0,
+        // What they make must be known: they are not ended half-way.
+        libc::SYS_clone | libc::SYS_clone3 => true,
         _ => false,
     }
 }

@@ -12,9 +12,12 @@ use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+/// The order to set the number that comes next; others are 1, to hold a listener, and 0, to let go of them.
+const NUMBER: u8 = 2;
 /// How long process 1 may take to get ready.
 const READY: Duration = Duration::from_secs(10);
 
@@ -76,6 +79,30 @@ impl Init {
         fdpass::send_all(&self.socket, &[1], &[listener])
     }
 
+    /// Makes the next process or thread of the namespace that asks for no number get this one, if it is free.
+    ///
+    /// # Errors
+    /// As [`Self::hold`]; what the kernel said of the number.
+    pub fn number_next(&self, number: i32) -> io::Result<()> {
+        let mut order = [0; 5];
+        order[0] = NUMBER;
+        order[1..].copy_from_slice(&(number - 1).to_le_bytes());
+        (&self.socket).write_all(&order)?;
+        let mut answer = [0; 4];
+        (&self.socket).read_exact(&mut answer)?;
+        match i32::from_le_bytes(answer) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// Whether it can do so: not where /proc is read-only, nor on kernels without checkpoint and restore.
+    pub fn can_number(&self) -> bool {
+        self.number_next(2)
+            .inspect_err(|error| tracing::info!(%error, "new threads of bodies are made at home"))
+            .is_ok()
+    }
+
     /// Lets process 1 close the copies it holds, when no body is left.
     ///
     /// # Errors
@@ -87,12 +114,15 @@ impl Init {
 
 /// The life of process 1.
 fn serve(mut socket: UnixStream) -> ! {
+    let numbers = File::options().write(true).open("/proc/sys/kernel/ns_last_pid");
     let ready = match empty_root() {
         Ok(()) => 0,
         Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
     };
     let told = socket.write_all(&ready.to_le_bytes());
-    if ready != 0 || told.is_err() || close_all_but(&[socket.as_fd()]).is_err() {
+    let mut keep = vec![socket.as_fd()];
+    keep.extend(numbers.as_ref().ok().map(AsFd::as_fd));
+    if ready != 0 || told.is_err() || close_all_but(&keep).is_err() {
         exit_now(1);
     }
     let mut held = Vec::new();
@@ -100,6 +130,15 @@ fn serve(mut socket: UnixStream) -> ! {
         let mut order = [0];
         match fdpass::recv(&socket, &mut order) {
             Ok((1.., listeners)) if order[0] == 1 => held.extend(listeners),
+            Ok((1.., _)) if order[0] == NUMBER => {
+                let mut number = [0; 4];
+                let errno = match socket.read_exact(&mut number) {
+                    Ok(()) => last_number(&numbers, i32::from_le_bytes(number)),
+                    Err(_) => libc::EIO,
+                };
+                // An agent that is gone shows at the next order.
+                let _ = socket.write_all(&errno.to_le_bytes());
+            }
             Ok((1.., _)) => held.clear(),
             // The agent is gone. From process 1, -1 means everybody else in the namespace.
             Ok((0, _)) | Err(_) => {
@@ -107,6 +146,18 @@ fn serve(mut socket: UnixStream) -> ! {
                 exit_now(0);
             }
         }
+    }
+}
+
+/// Writes the number after which the kernel looks for the next one; the errno. Only a process of the namespace can.
+fn last_number(file: &io::Result<File>, number: i32) -> i32 {
+    let written = match file {
+        Ok(file) => file.write_all_at(number.to_string().as_bytes(), 0),
+        Err(error) => return error.raw_os_error().unwrap_or(libc::EIO),
+    };
+    match written {
+        Ok(()) => 0,
+        Err(error) => error.raw_os_error().unwrap_or(libc::EIO),
     }
 }
 

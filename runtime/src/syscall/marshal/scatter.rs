@@ -41,6 +41,15 @@ pub struct BadReply {
 }
 
 impl Scatter {
+    /// For a call that has no outputs.
+    pub fn none(ids: Ids) -> Self {
+        Self {
+            ids,
+            outputs: Vec::new(),
+            pieces: Vec::new(),
+        }
+    }
+
     /// Writes the outputs of `reply` (its payload) to the guest and returns the raw result that the guest gets: the
     /// reply's, or `-EFAULT` when a successful call's output cannot be written. Internal restart codes pass unchanged.
     ///

@@ -12,12 +12,8 @@ const PR_SET_VMA: u32 = 0x5356_4d41;
 pub(super) const ROWS: &[Row] = &[
     native(24, "sched_yield", &[], Restart::None),
     native(39, "getpid", &[], Restart::None).note("true on a host: the job has a pid namespace with home's numbers"),
-    comes_home(
-        56,
-        "clone",
-        Restart::NoInt,
-        "new threads and processes are made at home",
-    ),
+    special(56, "clone", &[Int, Int, Int, Int, Int], Restart::NoInt, "")
+        .partial("new threads are made in both halves, with home's number; new processes come home"),
     comes_home(57, "fork", Restart::NoInt, "new processes are made at home"),
     comes_home(58, "vfork", Restart::NoInt, "new processes are made at home"),
     comes_home(59, "execve", Restart::None, "programs are loaded at home").trapped(),
@@ -161,12 +157,8 @@ pub(super) const ROWS: &[Row] = &[
     ),
     comes_home(322, "execveat", Restart::None, "programs are loaded at home").trapped(),
     home(434, "pidfd_open", &[Int, Int], Restart::None),
-    comes_home(
-        435,
-        "clone3",
-        Restart::NoInt,
-        "new threads and processes are made at home",
-    ),
+    special(435, "clone3", &[Int, Int], Restart::NoInt, "")
+        .partial("ENOSYS for new threads, so that libraries use clone; new processes come home"),
     comes_home(
         438,
         "pidfd_getfd",
