@@ -14,3 +14,4 @@ mod phases;
 mod programs;
 mod run;
 mod terminal;
+mod threads;

@@ -633,6 +633,11 @@ impl Deputy {
     /// Lets the thread of a slot make another one.
     fn start_thread(&self, slot: u32, call: &Call) -> Result<Begun, StartError> {
         let creator = call.tid.0;
+        // Once the gate is shut, whoever takes the body back finds all that has begun.
+        let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
+        if session.is_none() {
+            return Err(StartError::Nowhere);
+        }
         let seats = self.seats();
         let new = lock(&self.births).reserve(creator, &seats).ok_or(StartError::Full)?;
         let buffer = slot_offset(slot) + SLOT_BUFFER;
@@ -931,6 +936,8 @@ struct NotHere;
 enum StartError {
     #[error("the window is full")]
     Full,
+    #[error("its body is away no more")]
+    Nowhere,
     #[error(transparent)]
     Malformed(#[from] relocate::Malformed),
     #[error(transparent)]

@@ -3,10 +3,11 @@
 
 use super::process::{Process, leave_by};
 use super::signals;
+use crate::process::freeze;
 use mosix_sys::ptrace;
 use mosix_wire::ids::Seq;
 use mosix_wire::image::ProcessImage;
-use mosix_wire::image::ThreadImage;
+use std::collections::HashSet;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -50,8 +51,9 @@ pub fn born(process: &mut Process, creator: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends what is half-made, before a body is taken back: creations that have begun are seen to their end, and a new thread that has no body
-/// goes. Its creator has not seen its number, and makes the call again.
+/// Makes the deputy's threads the body's, before that is taken back: creations that have begun are seen to their end, and threads that have no
+/// body go. Their bodies have ended, and the word of it is slower than the image; or they were never made: then their creators have not
+/// seen their numbers, and make the call again.
 ///
 /// # Errors
 /// A thread does not stop, or is gone.
@@ -69,26 +71,28 @@ pub fn settle(process: &mut Process, image: &ProcessImage) -> io::Result<()> {
         // The answer is another thread's to take.
         std::thread::sleep(Duration::from_micros(100));
     }
-    let open = |thread: &&ThreadImage| {
-        let call = ptrace::Regs(thread.regs).orig_rax();
-        thread.in_flight && call == libc::SYS_clone as u64 && deputy.seq(thread.tid.0) == Seq(thread.seq)
-    };
-    for thread in image.threads.iter().filter(open) {
-        let Some((reply, _)) = deputy.answered(thread.tid.0) else {
-            continue;
-        };
-        deputy.forget(thread.tid.0);
-        if let Ok(made @ 1..) = i32::try_from(reply.result)
-            && deputy.slot(made).is_some()
-            && image.threads.iter().all(|thread| thread.tid.0 != made)
-        {
-            tracing::debug!(pid = process.pid, tid = made, "a new thread is undone");
-            leave_by(process, made, libc::SYS_exit, [0; 6])?;
-            crate::process::freeze::wait_for(made, deadline)?;
-            process.held.remove(&made);
-            process.interrupted.remove(&made);
-            deputy.leave(made);
+    for thread in &image.threads {
+        let tid = thread.tid.0;
+        let creates = ptrace::Regs(thread.regs).orig_rax() == libc::SYS_clone as u64;
+        if creates && thread.in_flight && deputy.seq(tid) == Seq(thread.seq) {
+            deputy.forget(tid);
         }
+    }
+    let bodies: HashSet<i32> = image.threads.iter().map(|thread| thread.tid.0).collect();
+    for (tid, _) in deputy.seats() {
+        if bodies.contains(&tid) {
+            continue;
+        }
+        tracing::debug!(pid = process.pid, tid, "a thread without a body ends");
+        match leave_by(process, tid, libc::SYS_exit, [0; 6]).and_then(|()| freeze::wait_for(tid, deadline)) {
+            Ok(_) => {}
+            // It was just ending.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ECHILD)) => {}
+            Err(error) => return Err(error),
+        }
+        process.held.remove(&tid);
+        process.interrupted.remove(&tid);
+        deputy.leave(tid);
     }
     Ok(())
 }

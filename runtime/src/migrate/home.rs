@@ -156,6 +156,8 @@ fn open_here(process: &Process, thread: &ThreadImage) -> bool {
 /// [`ReturnError`].
 pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), ReturnError> {
     let pid = process.pid;
+    // A call of before may have been slower than the image.
+    super::births::settle(process, image).map_err(|error| ReturnError::Os { pid, error })?;
     // From here on what comes is pending in the kernel here; what came before waits behind what the body brought.
     process.shut(true);
     process.signals.taken(image.signals);
@@ -224,6 +226,9 @@ pub fn release(process: &mut Process, image: &ProcessImage) {
     let Some(deputy) = process.deputy.clone() else { return };
     // From now on answers come to the engine, not to a host.
     deputy.close();
+    if let Err(error) = super::births::settle(process, image) {
+        tracing::warn!(pid = process.pid, %error, "a thread without a body does not end");
+    }
     process.lingering.clear();
     process.mapped.clear();
     let waiting = go_on_waiting(process, image);

@@ -4,6 +4,7 @@
 //! stacks, an LDT) the engine finds at the first try and puts into [`super::shared::Placement::stuck`].
 
 use crate::process::stat::Stat;
+use mosix_loader::script::abi::{TEXT_ROOM, WINDOW};
 use mosix_wire::job::Why;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -235,6 +236,9 @@ fn is_32_bit(pid: i32) -> bool {
     read.is_ok() && head.starts_with(b"\x7fELF") && head[4] == 1
 }
 
+/// Where the stub's code lies.
+const STUB: std::ops::RangeInclusive<u64> = WINDOW..=WINDOW + TEXT_ROOM;
+
 /// Whether a thread of `pid` is inside vfork, or clone with CLONE_VFORK.
 fn in_vfork(pid: i32) -> bool {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else {
@@ -245,11 +249,18 @@ fn in_vfork(pid: i32) -> bool {
             return false;
         };
         let mut words = text.split_ascii_whitespace();
+        let hex = |word: &str| u64::from_str_radix(word.trim_start_matches("0x"), 16).ok();
+        // A deputy's thread that makes another one stands there for a moment, and so does the new one.
+        if words
+            .clone()
+            .next_back()
+            .and_then(hex)
+            .is_some_and(|ip| STUB.contains(&ip))
+        {
+            return false;
+        }
         let nr = words.next().and_then(|w| w.parse::<i64>().ok());
-        let flags = words
-            .next()
-            .and_then(|w| u64::from_str_radix(w.trim_start_matches("0x"), 16).ok())
-            .unwrap_or(0);
+        let flags = words.next().and_then(hex).unwrap_or(0);
         match nr {
             Some(libc::SYS_vfork) => true,
             Some(libc::SYS_clone) => flags & libc::CLONE_VFORK as u64 != 0,
