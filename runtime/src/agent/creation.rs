@@ -32,8 +32,8 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long one creation may take.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long one step of a creation may take: a machine that is busy beyond all measure must not cost the program its life.
+const LIMIT: Duration = Duration::from_secs(60);
 /// The trap flag.
 const TRAP: u64 = 0x100;
 
@@ -236,6 +236,8 @@ fn discard(calls: &BodyCalls, child: i32, number: Tid) -> io::Result<()> {
 impl Process {
     /// A thread that was made here is one of the body's.
     fn adopt(&mut self, creator: i32, child: i32, number: Tid) {
+        // Of another thread that had this number of the node before.
+        self.bury(child);
         self.tids.push(child);
         let Some(built) = &mut self.built else { return };
         let place = built.body.tids.iter().rposition(|tid| *tid == creator);
