@@ -2,6 +2,7 @@
 
 use crate::binary::mosix;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -18,6 +19,8 @@ pub struct Lab {
     nodes: u32,
     /// MOSIX_FAULT of everything in the lab.
     points: Option<tempfile::TempDir>,
+    /// MOSIX_TALLY of everything in the lab.
+    tally: tempfile::NamedTempFile,
 }
 
 /// A node of a lab.
@@ -64,6 +67,7 @@ impl Lab {
             runtime,
             nodes,
             points,
+            tally: tempfile::NamedTempFile::new().expect("temporary file"),
         };
         let count = nodes.to_string();
         let owner = std::process::id().to_string();
@@ -105,6 +109,7 @@ impl Lab {
         let (verb, rest) = args.split_first().expect("a verb");
         command.args(["lab", verb, "--name", &self.name]).args(rest);
         command.env("MOSIX_RUNTIME_DIR", &self.runtime).env_remove("MOSIX_LAB");
+        command.env("MOSIX_TALLY", self.tally.path());
         if let Some(points) = &self.points {
             command.env("MOSIX_FAULT", points.path());
         }
@@ -118,6 +123,17 @@ impl Lab {
         std::fs::write(held.mark(), "").expect("a file for the marks");
         std::fs::write(&held.0, "").expect("a file for the point");
         held
+    }
+
+    /// The calls that agents have served for a process, each with how: `home`, `here`, `return`.
+    pub fn served(&self, pid: i32) -> BTreeSet<(String, String)> {
+        let text = std::fs::read_to_string(self.tally.path()).expect("the tally");
+        text.lines()
+            .filter_map(|line| {
+                let mut words = line.split(' ');
+                (words.next()?.parse() == Ok(pid)).then_some((words.next()?.to_owned(), words.next()?.to_owned()))
+            })
+            .collect()
     }
 
     /// What jobs have in the file system: sockets, logs, cgroups of agents, mounts.

@@ -10,6 +10,7 @@
 
 pub mod binary;
 pub mod cluster;
+pub mod coverage;
 pub mod executable;
 pub mod guest;
 pub mod inputs;

@@ -24,6 +24,7 @@ pub mod serve;
 pub mod shared;
 pub mod signals;
 pub mod streams;
+pub mod tally;
 pub mod tracer;
 pub mod usage;
 pub mod verify;

@@ -67,6 +67,7 @@ pub fn run(start: &AgentStart) -> anyhow::Result<String> {
         plain: start.transport == Transport::Plain,
     };
     crate::fault::prepare();
+    super::tally::prepare();
     mosix_sys::process::block_all_signals()?;
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;

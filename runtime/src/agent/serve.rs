@@ -7,6 +7,7 @@ use super::calls::{Calls, Going, Over, Replied, Step};
 use super::guest::Guest;
 use super::mapping;
 use super::shared::{BodyCalls, Command, Shared, lock};
+use super::tally::{self, How};
 use crate::deputy::creation::is_thread;
 use crate::process::restart::ERESTARTNOINTR;
 use crate::syscall::decide::{Decision, decide};
@@ -112,7 +113,10 @@ impl Server<'_> {
             Decision::Native => self.answer(Answer::Continue),
             Decision::Answer(result) => self.answer(Answer::Result(result)),
             Decision::Home | Decision::Both => self.forward(row, tid, seq),
-            Decision::Special => self.special(tid, seq),
+            Decision::Special => {
+                tally::served(self.body.pid, row, How::Here);
+                self.special(tid, seq);
+            }
             Decision::MapFile => mapping::ask(self.shared, self.body, tid, &self.n),
             Decision::Return(why) => self.come_home(why),
         }
@@ -141,6 +145,7 @@ impl Server<'_> {
                 }
                 let going = self.calls().sent(self.n.tid, self.n.id, seq, scatter, temp_mask);
                 if going != Going::No {
+                    tally::served(self.body.pid, row, How::Home);
                     self.shared.tell_later(&ToHome::Call(call), &[&payload]);
                 }
                 if going == Going::Cancel {
@@ -158,6 +163,7 @@ impl Server<'_> {
     /// The notification stays open: its thread waits until the process has left.
     fn come_home(&self, why: &'static str) {
         tracing::debug!(pid = %self.body.pid, nr = self.n.nr, why, "the process comes home");
+        tally::served(self.body.pid, table::row(self.n.nr as u32), How::Return);
         self.shared.command(Command::WantHome(self.body.pid, self.n.nr as u32));
     }
 

@@ -77,18 +77,3 @@ fn forwarded_calls_do_what_native_calls_do() {
     assert!(failures.is_empty(), "{compared} calls agreed");
     assert!(compared > 40 * seeds as u32, "{compared} of {seeds} sequences");
 }
-
-/// `docs/syscalls.md` is generated: `MOSIX_WRITE_DOCS=1 cargo test -p mosix-runtime --test syscalls page` writes it.
-#[test]
-fn page_is_current() {
-    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/syscalls.md");
-    let wanted = mosix_runtime::syscall::report::markdown();
-    if std::env::var_os("MOSIX_WRITE_DOCS").is_some() {
-        std::fs::write(page, &wanted).expect("docs/syscalls.md");
-    }
-    let found = std::fs::read_to_string(page).unwrap_or_default();
-    assert!(
-        found == wanted,
-        "docs/syscalls.md is not what the table says: write it with MOSIX_WRITE_DOCS=1"
-    );
-}

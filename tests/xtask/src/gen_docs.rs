@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
-/// Lets `mosix` print its table and writes docs/syscalls.md.
+/// Lets `mosix` print its table, adds the tests of each call, and writes docs/syscalls.md.
 pub fn run(_args: Args) -> Result<()> {
     let mut command = cargo()?;
     command.args([
@@ -27,7 +27,8 @@ pub fn run(_args: Args) -> Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     let page = root()?.join("docs/syscalls.md");
-    std::fs::write(&page, output.stdout).with_context(|| page.display().to_string())?;
+    let text = mosix_tests::coverage::page(&String::from_utf8(output.stdout).context("the page")?);
+    std::fs::write(&page, text).with_context(|| page.display().to_string())?;
     println!("{}", page.display());
     Ok(())
 }
