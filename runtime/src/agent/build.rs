@@ -366,10 +366,9 @@ impl Built {
         let looks = self.look(shared)?;
         self.body.set_registers(&self.image)?;
         phases.mark("registers");
+        // The others have them since they were made; the leader made them.
         let options = ptrace::OPTIONS | libc::PTRACE_O_EXITKILL;
-        for tid in &self.body.tids {
-            ptrace::set_options(*tid, options).map_err(os("trace options"))?;
-        }
+        ptrace::set_options(self.body.pid, options).map_err(os("trace options"))?;
         let mut numbers = Vec::with_capacity(self.body.tids.len());
         for look in looks {
             let looked = look.recv().map_err(|_| ArrivalError::Blind)?;

@@ -147,9 +147,11 @@ pub fn begin(
     // Slow, so before the freeze; a mapping that changes meanwhile keeps no flags.
     let flags = maps::flags(pid).unwrap_or_default();
     let mut phases = Phases::default();
-    process.still = Some(Instant::now());
+    let begun = Instant::now();
     process.freeze(shared).map_err(DepartError::Freeze)?;
-    phases.mark("freeze");
+    // Who stands still already, for another reason, does so for this one from here on.
+    process.still = process.frozen.as_ref().map(|frozen| frozen.since.max(begun));
+    phases.mark("look, freeze");
     let (Some(built), Some(mut frozen), Some(calls)) = (&process.built, process.frozen.take(), &process.calls) else {
         return Err(DepartError::Freeze(io::ErrorKind::NotFound.into()));
     };
@@ -344,7 +346,8 @@ fn image_of(
         boottime: now.boottime + built.ahead.1,
         realtime: now.realtime.saturating_add(built.realtime),
     };
-    // What this host gives a body of its own says nothing about the process.
+    // Home's, and what this host gives a body of its own says nothing about the process. A change comes home first.
+    attributes.personality = old.attributes.personality;
     attributes.dumpable = old.attributes.dumpable;
     attributes.stack_limit = old.attributes.stack_limit;
     let image = ProcessImage {

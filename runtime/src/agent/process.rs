@@ -208,11 +208,14 @@ impl Process {
             return Err(io::ErrorKind::NotFound.into());
         };
         let host = built.body.pid;
+        // Slow, so while they run.
+        let look = |tid: &i32| Some((*tid, self.sleeper(*tid)?));
+        let mut sleepers: HashMap<i32, Sleeper> = self.tids.iter().filter_map(look).collect();
+        let since = Instant::now();
         calls.calls.close();
-        let mut sleepers = HashMap::new();
         for tid in &self.tids {
-            if let Some(sleeper) = self.sleeper(*tid).filter(Sleeper::still_sleeps) {
-                sleepers.insert(*tid, sleeper);
+            if sleepers.get(tid).is_some_and(|sleeper| !sleeper.still_sleeps()) {
+                sleepers.remove(tid);
             }
             let _ = ptrace::interrupt(*tid);
         }
@@ -222,6 +225,7 @@ impl Process {
         let deadline = Instant::now() + STOP_LIMIT;
         let mut frozen = Frozen {
             pid: host,
+            since,
             threads: Vec::with_capacity(self.tids.len()),
         };
         for tid in self.tids.clone() {
@@ -357,6 +361,7 @@ impl Process {
         });
         Some(Frozen {
             pid: built.body.pid,
+            since: Instant::now(),
             threads: threads.collect::<Option<_>>()?,
         })
     }

@@ -8,7 +8,9 @@ use crate::process::maps::{self, Mapping};
 use crate::process::materialise::Body;
 use mosix_loader::script::abi::{SHARED, SHARED_SIZE, TEXT_ROOM, WINDOW};
 use mosix_wire::image::{ProcessImage, VmaFlags};
+use rustix::fs::{Mode, OFlags, openat};
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read};
 
 /// Why a built body must not run.
@@ -64,14 +66,17 @@ pub enum Unsafe {
 
 /// What every thread's status must say.
 const MUST: [(&str, &str); 7] = [
-    ("Seccomp:", "2"),
-    ("NoNewPrivs:", "1"),
-    ("CapInh:", "0000000000000000"),
-    ("CapPrm:", "0000000000000000"),
-    ("CapEff:", "0000000000000000"),
-    ("CapBnd:", "0000000000000000"),
-    ("CapAmb:", "0000000000000000"),
+    ("Seccomp", "2"),
+    ("NoNewPrivs", "1"),
+    ("CapInh", "0000000000000000"),
+    ("CapPrm", "0000000000000000"),
+    ("CapEff", "0000000000000000"),
+    ("CapBnd", "0000000000000000"),
+    ("CapAmb", "0000000000000000"),
 ];
+
+/// Field of a thread's numbers, the innermost namespace's last.
+const NUMBERS: &str = "NSpid";
 
 /// Looks at threads of a process; gives their numbers here and in their namespace.
 ///
@@ -79,34 +84,51 @@ const MUST: [(&str, &str); 7] = [
 /// The first thing wrong with one.
 pub fn threads(pid: i32, tids: &[i32]) -> Result<Vec<(i32, i32)>, Unsafe> {
     let proc = |file| move |error| Unsafe::Proc { pid, file, error };
+    let folder = File::open(format!("/proc/{pid}/task")).map_err(proc("task"))?;
     let mut numbers = Vec::with_capacity(tids.len());
     let mut status = Vec::new();
     for tid in tids.iter().copied() {
         status.clear();
-        std::fs::File::open(format!("/proc/{pid}/task/{tid}/status"))
-            .and_then(|mut file| file.read_to_end(&mut status))
-            .map_err(proc("task/status"))?;
-        let status = String::from_utf8_lossy(&status);
-        let value = |field: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(field));
-            line.unwrap_or("missing").trim()
-        };
-        let bad = |field, value: &str| Unsafe::Thread {
-            tid,
-            field,
-            value: value.to_owned(),
-        };
-        if let Some((field, _)) = MUST.iter().find(|(field, must)| value(field) != *must) {
-            return Err(bad(field, value(field)));
-        }
-        let inside = value("NSpid:");
-        let number = inside
-            .split_whitespace()
-            .next_back()
-            .and_then(|number| number.parse().ok());
-        numbers.push((tid, number.ok_or_else(|| bad("NSpid:", inside))?));
+        // From the folder: its own path is long, and there may be thousands of them while the program stands still.
+        openat(
+            &folder,
+            format!("{tid}/status"),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(io::Error::from)
+        .and_then(|file| File::from(file).read_to_end(&mut status))
+        .map_err(proc("task/status"))?;
+        numbers.push((tid, confined(tid, &String::from_utf8_lossy(&status))?));
     }
     Ok(numbers)
+}
+
+/// Whether a thread's status says what it must; gives its number in its namespace.
+fn confined(tid: i32, status: &str) -> Result<i32, Unsafe> {
+    let (mut inside, mut values) = ("missing", ["missing"; MUST.len()]);
+    // Of a field that is there twice the last counts: the program's name, which is its own choice, comes first.
+    for (name, value) in status.lines().filter_map(|line| line.split_once(':')) {
+        if let Some(index) = MUST.iter().position(|(field, _)| *field == name) {
+            values[index] = value.trim();
+        } else if name == NUMBERS {
+            inside = value.trim();
+        }
+    }
+    let bad = |field, value: &str| Unsafe::Thread {
+        tid,
+        field,
+        value: value.to_owned(),
+    };
+    for ((field, must), value) in MUST.iter().zip(values) {
+        if value != *must {
+            return Err(bad(field, value));
+        }
+    }
+    let number = inside.split_whitespace().next_back();
+    number
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(|| bad(NUMBERS, inside))
 }
 
 /// Looks at a stopped body, whose threads [`threads`] has looked at after they got their filter.
@@ -133,7 +155,7 @@ pub fn body(body: &Body, image: &ProcessImage, numbers: &[(i32, i32)]) -> Result
         if number != Some(&thread.tid.0) {
             return Err(Unsafe::Thread {
                 tid: *tid,
-                field: "NSpid:",
+                field: NUMBERS,
                 value: number.map_or_else(|| "not looked at".to_owned(), ToString::to_string),
             });
         }
@@ -175,4 +197,27 @@ fn planned(mapping: &Mapping, body: &Body, image: &ProcessImage) -> bool {
         .iter()
         .find(|vma| vma.end == mapping.end && vma.flags & VmaFlags::GROWS_DOWN != 0);
     grows.is_some() || super::check::covered(&image.vmas, mapping.start, mapping.end - mapping.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "Name:\tSeccomp:2\nNSpid:\t4711\t17\nCapInh:\t0000000000000000\nCapPrm:\t0000000000000000\n\
+        CapEff:\t0000000000000000\nCapBnd:\t0000000000000000\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\nSeccomp:\t2\n\
+        Seccomp_filters:\t1\n";
+
+    #[test]
+    fn every_field_counts() {
+        assert_eq!(confined(4711, GOOD).ok(), Some(17));
+        for (field, must) in MUST {
+            let line = format!("\n{field}:\t{must}");
+            assert!(confined(4711, &GOOD.replace(&line, "")).is_err(), "{field} missing");
+            assert!(
+                confined(4711, &GOOD.replace(&line, &format!("\n{field}:\t7"))).is_err(),
+                "{field}"
+            );
+        }
+        assert!(confined(4711, &GOOD.replace("\nNSpid:\t4711\t17", "")).is_err());
+    }
 }

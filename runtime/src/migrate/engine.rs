@@ -237,7 +237,7 @@ impl HomeEngine {
                     process.landed = None;
                     process.dropped = false;
                     if !process.open {
-                        process.shut(false);
+                        process.unshut();
                     }
                 }
             }

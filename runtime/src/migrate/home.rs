@@ -159,7 +159,35 @@ pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), Retu
     // A call of before may have been slower than the image.
     super::births::settle(process, image).map_err(|error| ReturnError::Os { pid, error })?;
     // From here on what comes is pending in the kernel here; what came before waits behind what the body brought.
-    process.shut(true);
+    let mut phases = Phases::default();
+    let mut still = process.shut();
+    phases.mark("shut");
+    let dressed = dress_still(process, image, &mut still);
+    for tid in still {
+        if let Err(error) = super::signals::go_on(tid, process.deputy.as_deref()) {
+            tracing::debug!(tid, %error, "thread is gone");
+        }
+    }
+    dressed?;
+    phases.mark("threads");
+    let failed = |error| ReturnError::Script {
+        pid,
+        step: "process state",
+        error,
+    };
+    let deputy = process.deputy.clone().ok_or(ReturnError::Threads(pid))?;
+    let (ops, bytes) = process_state(image, SHARED + STATE_DATA);
+    let written = deputy.window().shared().write(STATE_DATA, &bytes);
+    written.map_err(|error| failed(error.into()))?;
+    let done = process.run(&ops).map(drop).map_err(failed);
+    phases.mark("process");
+    phases.log(pid, "dress");
+    done
+}
+
+/// Dresses the threads. Those that stand `still` go on with their script, without being woken for it once more, and are taken out.
+fn dress_still(process: &mut Process, image: &mut ProcessImage, still: &mut HashSet<i32>) -> Result<(), ReturnError> {
+    let pid = process.pid;
     process.signals.taken(image.signals);
     for (_, (tid, info)) in process.signals.kept() {
         match tid.map(|tid| image.threads.iter_mut().find(|thread| thread.tid.0 == tid)) {
@@ -176,7 +204,6 @@ pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), Retu
         error,
     };
     let deputy = process.deputy.clone().ok_or(ReturnError::Threads(pid))?;
-    let mut phases = Phases::default();
     let window = deputy.window();
     let mut posted = Vec::new();
     let mut undressed = HashSet::new();
@@ -193,7 +220,13 @@ pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), Retu
         window
             .write_buffer(slot, 0, &bytes)
             .map_err(|error| failed(error.into()))?;
-        window.post(slot, &ops).map_err(failed)?;
+        window.place(slot, &ops).map_err(failed)?;
+        let woken = if still.remove(&tid) {
+            super::signals::go_on(tid, Some(&deputy)).map_err(ScriptError::Os)
+        } else {
+            window.wake(slot).map_err(ScriptError::from)
+        };
+        woken.map_err(failed)?;
         posted.push((slot, ops));
     }
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -209,16 +242,7 @@ pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), Retu
             queue_pending(window, slot, image.pid, thread).map_err(failed)?;
         }
     }
-    phases.mark("threads");
-    let (ops, bytes) = process_state(image, SHARED + STATE_DATA);
-    window
-        .shared()
-        .write(STATE_DATA, &bytes)
-        .map_err(|error| failed(error.into()))?;
-    let done = process.run(&ops).map(drop).map_err(failed);
-    phases.mark("process");
-    phases.log(pid, "dress");
-    done
+    Ok(())
 }
 
 /// Lets the whole process run at home. Threads with open calls linger; the rest is native again.

@@ -242,11 +242,11 @@ impl Process {
         let pid = self.pid;
         let flags = maps::flags(pid).unwrap_or_default();
         let mut phases = Phases::default();
-        if let Some(journey) = &mut self.journey {
-            journey.frozen = Some(Instant::now());
-        }
         let lingering: Vec<i32> = self.lingering.keys().copied().collect();
         let mut frozen = freeze(pid, &lingering, FREEZE_LIMIT)?;
+        if let Some(journey) = &mut self.journey {
+            journey.frozen = Some(frozen.since);
+        }
         phases.mark("freeze");
         for thread in &mut frozen.threads {
             if let Some((switches, since)) = self.waits.get(&thread.tid)
@@ -449,14 +449,34 @@ impl Process {
         tids
     }
 
-    /// Takes signals off all threads, or lets them through again.
-    pub fn shut(&mut self, shut: bool) {
+    /// Lets signals through to all threads again.
+    pub fn unshut(&mut self) {
         for tid in self.interrupt_all() {
-            if let Err(error) = super::signals::set_mask(self, tid, if shut { u64::MAX } else { 0 }) {
+            if let Err(error) = super::signals::set_mask(self, tid, 0) {
                 tracing::debug!(tid, %error, "thread is gone");
             }
         }
-        self.open = !shut;
+        self.open = true;
+    }
+
+    /// Takes signals off all threads; gives those without an open call, which stand still until [`super::signals::go_on`].
+    pub fn shut(&mut self) -> HashSet<i32> {
+        let mut still = HashSet::new();
+        for tid in self.interrupt_all() {
+            let shut = super::signals::hold_away(self, tid).and_then(|()| {
+                ptrace::set_sigmask(tid, u64::MAX)?;
+                if self.deputy.as_ref().is_some_and(|deputy| deputy.open(tid).is_some()) {
+                    return super::signals::go_on(tid, self.deputy.as_deref());
+                }
+                still.insert(tid);
+                Ok(())
+            });
+            if let Err(error) = shut {
+                tracing::debug!(tid, %error, "thread is gone");
+            }
+        }
+        self.open = false;
+        still
     }
 
     /// Runs system calls in the process.

@@ -44,8 +44,11 @@ fn restarts(result: i64) -> bool {
 /// issued again for the rest.
 pub fn go_on(tid: i32, deputy: Option<&Deputy>) -> io::Result<()> {
     let mut regs = ptrace::regs(tid)?;
+    let before = regs;
     take_back(tid, &mut regs);
-    ptrace::set_regs(tid, &regs)?;
+    if regs != before {
+        ptrace::set_regs(tid, &regs)?;
+    }
     let (nr, result) = (regs.orig_rax() as i64, regs.rax() as i64);
     if nr >= 0 && !restarts(result) {
         // Left to the kernel, which no handler disturbs here: so a cancel that comes before it runs again still sees a call.

@@ -119,7 +119,8 @@ pub fn outside(frozen: &Frozen, number: impl Fn(i32) -> i32) -> Result<Vec<Threa
 type Inside = (Vec<SigAction>, u64, Attributes, Vec<SigInfo>);
 
 /// Sends every thread into the stub and asks it the rest; gives what concerns the process: dispositions, program break, attributes, pending
-/// signals. Names and timer slacks are asked for `at_home` alone: on a host these calls are home's.
+/// signals. Names, timer slacks, personality, dumpability and the stack limit are asked for `at_home` alone: on a host these calls are
+/// home's.
 ///
 /// # Errors
 /// [`CaptureError`]; some threads are in the stub then, some are not.
@@ -150,7 +151,7 @@ pub fn inside(
         let results = window.finish(slot, script, deadline)?;
         answers(window, slot, &results, image, at_home)?;
     }
-    let (actions, brk, attributes) = process_questions(window, slots[0])?;
+    let (actions, brk, attributes) = process_questions(window, slots[0], at_home)?;
     let pending = shared_pending.into_iter().map(|info| SigInfo(info.to_vec())).collect();
     Ok((actions, brk, attributes, pending))
 }
@@ -274,8 +275,13 @@ pub fn rseq_script(image: &ThreadImage) -> Option<Op> {
     ))
 }
 
-/// Asks one thread what concerns the whole process.
-fn process_questions(window: &Window, slot: u32) -> Result<(Vec<SigAction>, u64, Attributes), CaptureError> {
+/// Asks one thread what concerns the whole process. On a host it asks only what is native there: the rest is home's word, and each question
+/// would cost a round trip to the agent while the program stands still.
+fn process_questions(
+    window: &Window,
+    slot: u32,
+    at_home: bool,
+) -> Result<(Vec<SigAction>, u64, Attributes), CaptureError> {
     let buffer = Window::buffer(slot).0;
     let mut script: Vec<Op> = (1..=SIGNALS as u64)
         .map(|signal| {
@@ -283,15 +289,19 @@ fn process_questions(window: &Window, slot: u32) -> Result<(Vec<SigAction>, u64,
             Op::may(libc::SYS_rt_sigaction, [signal, 0, at, 8, 0, 0])
         })
         .collect();
-    let limit = buffer + (SIGNALS * KERNEL_SIGACTION) as u64;
     script.extend([
         Op::may(libc::SYS_brk, [0; 6]),
-        Op::may(libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0, 0]),
         Op::may(libc::SYS_prctl, [PR_GET_THP_DISABLE, 0, 0, 0, 0, 0]),
-        Op::may(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0, 0]),
         Op::may(libc::SYS_membarrier, [MEMBARRIER_GET_REGISTRATIONS, 0, 0, 0, 0, 0]),
-        Op::may(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_STACK), 0, limit, 0, 0]),
     ]);
+    if at_home {
+        let limit = buffer + (SIGNALS * KERNEL_SIGACTION) as u64;
+        script.extend([
+            Op::may(libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0, 0]),
+            Op::may(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0, 0]),
+            Op::may(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_STACK), 0, limit, 0, 0]),
+        ]);
+    }
     let results = window.run(slot, &script, SCRIPT_LIMIT)?;
     let bytes = window
         .read_buffer(slot, 0, SIGNALS * KERNEL_SIGACTION + 16)
@@ -308,15 +318,17 @@ fn process_questions(window: &Window, slot: u32) -> Result<(Vec<SigAction>, u64,
             }
         })
         .collect();
-    let rest = &results[SIGNALS..];
-    let value = |index: usize| rest.get(index).copied().unwrap_or(0).max(0) as u64;
-    let attributes = Attributes {
-        personality: value(1) as u32,
-        thp_disable: value(2) == 1,
-        dumpable: value(3) as u8,
-        membarrier: value(4) as u32,
-        stack_limit: u64_at(&bytes, SIGNALS * KERNEL_SIGACTION),
+    let value = |index: usize| results.get(SIGNALS + index).copied().unwrap_or(0).max(0) as u64;
+    let mut attributes = Attributes {
+        thp_disable: value(1) == 1,
+        membarrier: value(2) as u32,
+        ..Attributes::default()
     };
+    if at_home {
+        attributes.personality = value(3) as u32;
+        attributes.dumpable = value(4) as u8;
+        attributes.stack_limit = u64_at(&bytes, SIGNALS * KERNEL_SIGACTION);
+    }
     Ok((actions, value(0), attributes))
 }
 

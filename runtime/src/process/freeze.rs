@@ -89,6 +89,8 @@ impl FrozenThread {
 pub struct Frozen {
     /// Thread-group id as this node numbers it.
     pub pid: i32,
+    /// When the first thread was asked to stop: until then all of them ran.
+    pub since: Instant,
     /// The threads, leader first.
     pub threads: Vec<FrozenThread>,
 }
@@ -209,6 +211,7 @@ pub fn freeze(pid: i32, held: &[i32], limit: Duration) -> Result<Frozen, FreezeE
     let deadline = Instant::now() + limit;
     let mut frozen = Frozen {
         pid,
+        since: Instant::now(),
         threads: Vec::new(),
     };
     let mut seized = Vec::new();
@@ -280,6 +283,9 @@ fn collect(
         // Once: a thread that comes later has slept for no time.
         if timers.is_none() && sleepers.values().any(Sleeper::has_timer) {
             timers = Timers::read();
+        }
+        if frozen.threads.is_empty() {
+            frozen.since = Instant::now();
         }
         for tid in running {
             if sleepers.get(&tid).is_some_and(|sleeper| !sleeper.still_sleeps()) {

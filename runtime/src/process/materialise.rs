@@ -199,7 +199,7 @@ impl Body {
         // Which of them is which is asked when they stand still.
         for tid in super::freeze::threads(self.pid).map_err(os("threads"))? {
             if tid != self.pid {
-                ptrace::seize(tid, libc::PTRACE_O_EXITKILL).map_err(os("seizing a thread"))?;
+                ptrace::seize(tid, ptrace::OPTIONS | libc::PTRACE_O_EXITKILL).map_err(os("seizing a thread"))?;
                 self.tids.push(tid);
             }
         }

@@ -3,16 +3,19 @@
 //! Nothing that could raise a signal asynchronously is native, because the agent would not learn of it while one of the
 //! body's calls is under way.
 
-use super::kinds::{Arg::*, Restart, Row, Size::*, comes_home, home, native, special};
+use super::kinds::{Arg::*, Otherwise, Restart, Row, Size::*, comes_home, home, is, native, native_if};
 
 pub(super) const ROWS: &[Row] = &[
-    special(
+    native_if(
         13,
         "rt_sigaction",
         &[Int, In(Fixed(32)), Out(Fixed(32)), Int],
         Restart::None,
-        "native on the host; class and flags of the handler reach the deputy before the next forwarded call",
-    ),
+        // Who only asks tells home nothing.
+        &[&[is(1, 0)]],
+        Otherwise::Special,
+    )
+    .note("native on the host; class and flags of a new handler reach the deputy before the next forwarded call"),
     native(14, "rt_sigprocmask", &[Int, Addr, Addr, Int], Restart::None),
     native(15, "rt_sigreturn", &[], Restart::None),
     native(34, "pause", &[], Restart::NoHand),
