@@ -50,6 +50,8 @@ pub struct Config {
     pub runtime_dir: Option<PathBuf>,
     /// How links are protected.
     pub transport: Transport,
+    /// TCP's congestion control of links, where the machine has it; the machine's own when empty.
+    pub congestion_control: String,
     /// Bounds.
     pub limits: Limits,
     /// Users for the bodies of jobs, one each.
@@ -204,6 +206,18 @@ fn uid_range(text: &str) -> Result<Option<RangeInclusive<u32>>, &'static str> {
     }
 }
 
+/// The kernel's own default, which some machines replace by one that paces.
+const CONGESTION_CONTROL: &str = "cubic";
+
+/// A name of tcp_congestion_control, or nothing.
+fn congestion(text: &str) -> Result<String, &'static str> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if text.len() < 16 && text.chars().all(fine) {
+        return Ok(text.to_owned());
+    }
+    Err("is no name of a congestion control")
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -258,6 +272,7 @@ struct Raw {
     runtime_dir: Option<Spanned<PathBuf>>,
     #[serde(default)]
     transport: Transport,
+    congestion_control: Option<Spanned<String>>,
     #[serde(default)]
     allow_loopback: bool,
     #[serde(default)]
@@ -386,6 +401,11 @@ impl Config {
             Some(value) => uid_range(value.get_ref())
                 .map_err(|why| wrong(value.span(), format!("agents.uids: {:?} {why}", value.get_ref())))?,
         };
+        let congestion_control = match &raw.congestion_control {
+            None => CONGESTION_CONTROL.to_owned(),
+            Some(value) => congestion(value.get_ref())
+                .map_err(|why| wrong(value.span(), format!("congestion_control: {:?} {why}", value.get_ref())))?,
+        };
         let folder = |key: &str, value: &Option<Spanned<PathBuf>>| match value {
             Some(dir) if !dir.get_ref().is_absolute() => Err(wrong(
                 dir.span(),
@@ -413,6 +433,7 @@ impl Config {
             state_dir,
             runtime_dir: folder("runtime_dir", &raw.runtime_dir)?,
             transport: raw.transport,
+            congestion_control,
             limits: raw.limits,
             uids,
             agent_program: None,
@@ -456,6 +477,9 @@ mod tests {
         let none = parse("name = \"a\"\nstate_dir = \"/s\"\n[agents]\nuids = \"\"\n[limits]\nmemory = 5\n").unwrap();
         assert_eq!((none.uids, none.limits.memory()), (None, 5 << 20));
         assert_eq!((small.listen.port(), small.transport), (PORT, Transport::Tls));
+        assert_eq!(small.congestion_control, CONGESTION_CONTROL);
+        let own = parse("name = \"a\"\nstate_dir = \"/s\"\ncongestion_control = \"\"\n").unwrap();
+        assert_eq!(own.congestion_control, "");
         let list =
             parse("name = \"a\"\nstate_dir = \"/s\"\n[[peers]]\nname = \"b\"\naddress = \"[fe80::1]:9\"\n").unwrap();
         assert_eq!(list.peers[0].address.to_string(), "[fe80::1]:9");
@@ -497,6 +521,10 @@ mod tests {
                 &["mosixd.toml:3", "agents.uids", why],
             );
         }
+        fails(
+            "name = \"n1\"\ncongestion_control = \"b b\"\n",
+            &["mosixd.toml:2", "congestion_control", "b b"],
+        );
         fails("name = \"n1\"\n[limits]\nmemory = 0\n", &["mosixd.toml:3", "zero"]);
         let peers = |more: &str| format!("name = \"n1\"\nstate_dir = \"/s\"\npeers = [\n{more}\n]\n");
         fails(

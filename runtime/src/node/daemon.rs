@@ -9,7 +9,7 @@ use super::keys::{self, KeyError};
 use super::listener::Listener;
 use super::peers::{Dialler, GREETING, Handler, Peers};
 use super::secure::{Secure, describe};
-use super::{ConfigError, paths};
+use super::{ConfigError, paths, tcp};
 use mosix_wire::control::{Purpose, Response, StreamAnswer, StreamHello, reason};
 use mosix_wire::ids::{JobId, NodeName};
 use mosix_wire::limits;
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -141,11 +141,12 @@ async fn serve(config: Config) -> Result<(), NodeError> {
             None
         }
     };
-    let listener = TcpListener::bind(config.listen).await;
+    let listener = tcp::listen(config.listen, &config.congestion_control).await;
     let listener = listener.map_err(|source| NodeError::Listen {
         address: config.listen,
         source,
     })?;
+    let congestion = config.congestion_control.clone();
     let listen = listener.local_addr().map_err(io("the listening socket".to_owned()))?;
 
     let own = NodeHello {
@@ -176,7 +177,7 @@ async fn serve(config: Config) -> Result<(), NodeError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("handling SIGINT".to_owned()))?;
     let socket = paths::control_socket(&state);
     let control = control::bind(&socket).map_err(io(format!("the socket {}", socket.display())))?;
-    peers.start(&dialler(secure.clone()));
+    peers.start(&dialler(secure.clone(), congestion));
     super::jobs::take_up(&node);
     tokio::spawn(agents.clone().watch_logs());
     let port = tokio::spawn(Listener::new(&node.config, secure, peers.clone(), agents).run(listener));
@@ -273,11 +274,11 @@ fn handler(agents: &Arc<Agents>) -> Handler {
 }
 
 /// How peers are dialled.
-fn dialler(secure: Option<Arc<Secure>>) -> Dialler {
+fn dialler(secure: Option<Arc<Secure>>, congestion: String) -> Dialler {
     Arc::new(move |peer: PeerConfig| {
-        let secure = secure.clone();
+        let (secure, congestion) = (secure.clone(), congestion.clone());
         Box::pin(async move {
-            let mut socket = connect(&peer).await?;
+            let mut socket = connect(&peer, &congestion).await?;
             let connection: Box<dyn Connection> = match secure {
                 Some(secure) => Box::new(within(GREETING, "TLS handshake", secure.dial(&peer.name, socket)).await?),
                 None => {
@@ -290,11 +291,8 @@ fn dialler(secure: Option<Arc<Secure>>) -> Dialler {
     })
 }
 
-async fn connect(peer: &PeerConfig) -> io::Result<TcpStream> {
-    let address = (peer.address.host.as_str(), peer.address.port);
-    let socket = within(CONNECT, "connecting", TcpStream::connect(address)).await?;
-    socket.set_nodelay(true)?;
-    Ok(socket)
+async fn connect(peer: &PeerConfig, congestion: &str) -> io::Result<TcpStream> {
+    within(CONNECT, "connecting", tcp::connect(&peer.address, congestion)).await
 }
 
 impl Node {
@@ -332,7 +330,7 @@ impl Node {
             return Err(refused(why));
         };
         let work = async {
-            let mut socket = connect(peer).await?;
+            let mut socket = connect(peer, &self.config.congestion_control).await?;
             socket.write_all(&STREAM_MAGIC).await?;
             send(&mut socket, &hello, limits::STREAM_HELLO).await?;
             let answer = recv::<StreamAnswer>(&mut socket, limits::STREAM_HELLO);

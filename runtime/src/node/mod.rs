@@ -27,6 +27,7 @@ pub mod message;
 pub mod paths;
 mod peers;
 mod secure;
+mod tcp;
 mod users;
 
 pub use agent_socket::{AgentSocket, Incoming};
