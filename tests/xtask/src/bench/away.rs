@@ -121,21 +121,37 @@ pub fn measure(report: &mut Report, stage: &Stage, programs: &Programs, extent: 
             n => format!("the same, {n} threads"),
         };
         let count = extent.of(400, 1000).div_ceil(threads).max(20);
+        let numbers = [batches, count, threads];
+        let plain = || pingpong(stage, programs, numbers);
         report.row(GROUP, name, Kind::Ratio, 1.4, || {
-            let plain = || pingpong(stage, programs, [batches, count, threads]);
             turns(extent.rounds, plain, || away("getppid", batches, count, threads))
+        });
+        let name = format!("the kernel's part of {threads} forwarded alone");
+        report.row(GROUP, name, Kind::Ratio, 1.4, || {
+            turns(extent.rounds, plain, || path(stage, programs, numbers))
         });
     }
 }
 
 /// Messages of 56 and 8 bytes from n2 to n1, where the deputy would answer. Batches, turns in a batch, connections.
 fn pingpong(stage: &Stage, programs: &Programs, numbers: [u32; 3]) -> Result<f64> {
-    let (program, port) = (programs.c("pingpong"), "7900");
+    let connections = numbers[2].to_string();
+    between(stage, &programs.c("pingpong"), "7900", &[&connections], numbers)
+}
+
+/// All that the kernel does for a forwarded call, and nothing else.
+fn path(stage: &Stage, programs: &Programs, numbers: [u32; 3]) -> Result<f64> {
+    between(stage, &programs.c("path"), "7902", &[], numbers)
+}
+
+/// A program that serves on n1 and calls from n2; the median of what the caller says.
+fn between(stage: &Stage, program: &str, port: &str, more: &[&str], numbers: [u32; 3]) -> Result<f64> {
     let (address, numbers) = (stage.address("n1")?, numbers.map(|n| n.to_string()));
-    let [batches, count, connections] = &numbers;
-    let server = Guest::start(stage, false, &[&program, "serve", &address, port, connections])?;
-    let mut call = vec!["timeout", "600", &program, "call", &address, port];
-    call.extend([batches.as_str(), count, connections]);
+    let mut serve = vec![program, "serve", &address, port];
+    serve.extend(more);
+    let server = Guest::start(stage, false, &serve)?;
+    let mut call = vec!["timeout", "600", program, "call", &address, port];
+    call.extend(numbers.iter().map(String::as_str));
     let said = stage.output("n2", call)?;
     server.finish()?;
     median_of(&said)

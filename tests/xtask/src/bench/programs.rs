@@ -29,7 +29,7 @@ impl Programs {
 pub fn build() -> Result<Programs> {
     let folder = target()?.join("benches");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    for name in ["calls", "pingpong", "memory", "wall"] {
+    for name in ["calls", "pingpong", "path", "memory", "wall"] {
         let source = root()?.join("tests/benches").join(name).with_extension("c");
         let mut cc = Command::new("cc");
         cc.args(["-O2", "-Wall", "-Wextra", "-pthread", "-o"]);
