@@ -11,6 +11,7 @@
 use super::ahead::WILD;
 use super::birth::{self, BirthError, Blank, blank};
 use super::calls::{Calls, NewThread};
+use super::family::Family;
 use super::nest::{self, Nest};
 use super::shared::{BodyCalls, Shared, lock};
 use super::verify::{self, Unsafe};
@@ -42,7 +43,10 @@ const DRAWS: usize = 8;
 const FILES_AT: i32 = 4;
 /// Version of capset(2)'s structures with two words of each set.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
-const SYS_MSEAL: i64 = 462;
+/// Number of mseal(2).
+pub const SYS_MSEAL: i64 = 462;
+/// Arguments of madvise(2) that keep the slots from children.
+pub const DONT_FORK: [u64; 6] = [SHARED, SHARED_SIZE, libc::MADV_DONTFORK as u64, 0, 0, 0];
 /// How far the clocks of an image may be ahead of those of a process that was prepared for it: less than the rest of the building takes.
 const AHEAD: Duration = Duration::from_millis(2);
 
@@ -330,7 +334,9 @@ impl Built {
         birth::no_descriptors(self.body.pid).map_err(os("limiting descriptors"))?;
         // Older kernels know no mseal; there the filter alone guards the window.
         let seal = |start: u64, length: u64| Op::may(SYS_MSEAL, [start, length, 0, 0, 0, 0]);
-        let seals = [seal(WINDOW, TEXT_ROOM), seal(SHARED, SHARED_SIZE)];
+        // A child that the body forks here has slots of its own.
+        let alone = Op::must(libc::SYS_madvise, DONT_FORK);
+        let seals = [alone, seal(WINDOW, TEXT_ROOM), seal(SHARED, SHARED_SIZE)];
         let limit = std::time::Duration::from_secs(5);
         let sealed = self.body.window.run(0, &seals, limit);
         sealed.map_err(|error| BuildError::Script {
@@ -393,14 +399,17 @@ impl Built {
                 open,
             }
         });
-        Ok(Arc::new(BodyCalls {
+        let family = Family::new(listener);
+        let calls = Arc::new(BodyCalls {
             pid: self.image.pid,
             host: self.body.pid,
             epoch: AtomicU64::new(self.image.epoch.0),
-            listener,
+            family: Arc::clone(&family),
             sending: Mutex::new(()),
             calls: Calls::new(&threads.collect::<Vec<_>>()),
-        }))
+        });
+        family.join(&calls);
+        Ok(calls)
     }
 
     /// Makes the threads beyond the leader, once: as soon as there is memory for their stacks, also before there are pages.

@@ -14,6 +14,7 @@
 //!
 //! Locks: this one is taken alone, never while memory is read or a message is sent.
 
+use crate::deputy::creation::{creates, flags};
 use crate::process::restart::never_waits;
 use crate::syscall::marshal::Scatter;
 use mosix_sys::notif::Notification;
@@ -371,7 +372,7 @@ impl Calls {
         if let Some(waiting) = &thread.waiting
             && open(&waiting.sent)
         {
-            if i64::from(waiting.made.nr) == libc::SYS_clone
+            if creates(waiting.made.nr.into())
                 && let Ok(number @ 1..) = i32::try_from(reply.result)
             {
                 let (id, number) = (waiting.id, Tid(number));
@@ -407,19 +408,16 @@ impl Calls {
         }
     }
 
-    /// The body of a new thread is to be made: whether its creator still waits for that. From here on the call counts as open at home, to be
-    /// made again.
-    pub fn begin_creation(&self, host: i32, id: u64) -> bool {
+    /// The body of a new thread or child is to be made: the flags of clone(2) that its creator asks for, if it still waits for that. From here
+    /// on the call counts as open at home, to be made again.
+    pub fn begin_creation(&self, host: i32, id: u64) -> Option<u64> {
         let mut state = self.lock();
         let running = state.phase == Phase::Running;
-        let Some(thread) = state.threads.get_mut(&host) else {
-            return false;
-        };
-        let waits = thread.waiting.as_ref().is_some_and(|waiting| waiting.id == id);
-        if running && waits {
-            park(thread);
-        }
-        running && waits
+        let thread = state.threads.get_mut(&host)?;
+        let waiting = thread.waiting.as_ref().filter(|waiting| running && waiting.id == id)?;
+        let flags = flags(waiting.made.nr.into(), &waiting.made.args);
+        park(thread);
+        flags
     }
 
     /// The body of the new thread is there, or will never be.
@@ -553,6 +551,11 @@ impl Calls {
         state.threads.len()
     }
 
+    /// Whether this is one of the threads, by its number here.
+    pub fn knows(&self, host: i32) -> bool {
+        self.lock().threads.contains_key(&host)
+    }
+
     /// Threads that live.
     pub fn count(&self) -> usize {
         self.lock().threads.len()
@@ -584,7 +587,7 @@ impl Calls {
 /// Turns a received call into a parked one, or into nothing when home does not have it: the thread makes it again either way.
 fn park(thread: &mut Thread) -> Option<u64> {
     let waiting = thread.waiting.take()?;
-    if waiting.sent.is_some() && i64::from(waiting.made.nr) == libc::SYS_clone {
+    if waiting.sent.is_some() && creates(waiting.made.nr.into()) {
         // Home's half is not all of it: the thread asks home again, under the same number.
         thread.arrived = Some((waiting.made.nr, waiting.made.ip));
     } else if let Some(sent) = waiting.sent {

@@ -1,15 +1,18 @@
-//! New threads of a body, made here: home's half first, then the body's own clone(2) under the tracer's eyes. See the contract "creation".
+//! New threads and children of a body, made here: home's half first, then the body's own clone(2) under the tracer's eyes. See the contract
+//! "creation".
 //!
 //! ```text
 //!  calls' thread   clone, flags in registers ──▶ Call ─────────▶ home
 //!  tracer          ◀── Reply: the number ────────────────────────┘
 //!                  creator stopped at the call; process 1 sets the number that comes next; one step over a `syscall` in the stub
-//!                  with the creator's own registers; TRACECLONE: looked at, entered in all books; both go on
+//!                  with the creator's own registers; TRACECLONE, TRACEFORK: looked at, entered in all books
+//!                  a thread goes on with its creator; a child waits for home's Run (`fork`)
 //! ```
 //! All of it happens between two commands of the tracer: no freeze, no other creation and no signal comes in between. Until it is done the
 //! creator has a call open at home under one number, so a creator that is stopped or moved before that makes the same call again and gets
 //! the same thread.
 
+use super::birth;
 use super::calls::NewThread;
 use super::nest::Nest;
 use super::process::Process;
@@ -17,18 +20,19 @@ use super::serve;
 use super::shared::{BodyCalls, Shared};
 use super::signals::{self, Due};
 use super::verify;
-use crate::deputy::creation::is_thread;
+use crate::deputy::creation::{self, Kind};
 use crate::process::freeze::wait_for;
 use crate::process::restart::ERESTARTNOINTR;
 use crate::process::step::QUIET;
 use mosix_loader::script::stub;
-use mosix_sys::notif::{Answer, Notification};
+use mosix_sys::notif::Answer;
 use mosix_sys::ptrace::{self, Event, Regs};
 use mosix_wire::call::Call;
 use mosix_wire::ids::{Seq, Tid};
 use mosix_wire::image::ThreadImage;
 use mosix_wire::link::Exit;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -37,43 +41,72 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The trap flag.
 const TRAP: u64 = 0x100;
 
+/// What became of a creation.
+pub enum Followed {
+    /// A thread was made, or nothing: then its creator knows, or makes the call again.
+    Made,
+    /// A child was made, which stands before its first instruction.
+    Child(Box<Process>),
+    /// The creator's body ended, so.
+    Ended(Exit),
+}
+
 /// Home's half of a creation. Only the flags go home: every pointer is the body's.
-pub fn call(body: &BodyCalls, n: &Notification, tid: Tid, seq: Seq) -> Call {
+pub fn call(body: &BodyCalls, flags: u64, tid: Tid, seq: Seq) -> Call {
     Call {
         pid: body.pid,
         tid,
         epoch: body.epoch(),
         seq,
         nr: libc::SYS_clone as u32,
-        args: [n.args[0], 0, 0, 0, 0, 0],
+        args: [flags, 0, 0, 0, 0, 0],
         relocs: Vec::new(),
         size: 0,
         outputs: Vec::new(),
     }
 }
 
-/// The deputy has the new thread, `number`: the body of it is made. Gives how the body ended, when it did.
+/// The deputy has the new thread or child, `number`: the body of it is made.
 pub fn follow(
     shared: &Shared,
     nest: &Nest,
     process: &mut Process,
     (host, id): (i32, u64),
     number: Tid,
-) -> Option<Exit> {
-    let calls = process.calls.clone()?;
-    if !calls.calls.begin_creation(host, id) {
+) -> Followed {
+    let Some(calls) = process.calls.clone() else {
+        return Followed::Made;
+    };
+    let Some(flags) = calls.calls.begin_creation(host, id) else {
         // It was stopped meanwhile, and asks again.
-        return None;
-    }
-    match create(shared, nest, process, &calls, (host, id), number) {
-        Ok(()) => signals::catch_up(shared, process),
+        return Followed::Made;
+    };
+    let creation = Creation {
+        shared,
+        nest,
+        calls: &calls,
+        host,
+        id,
+        number,
+        flags,
+    };
+    match creation.create(process) {
+        Ok(child) => match (signals::catch_up(shared, process), child) {
+            // A child that nobody tells of ends with its parent.
+            (Some(how), child) => {
+                child.into_iter().for_each(|mut child| child.end());
+                Followed::Ended(how)
+            }
+            (None, Some(child)) => Followed::Child(child),
+            (None, None) => Followed::Made,
+        },
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
             tracing::debug!(pid = %process.pid, tid = host, "a thread ended while it made another one");
-            None
+            Followed::Made
         }
         Err(error) => {
-            tracing::error!(pid = %process.pid, tid = host, %number, %error, "a new thread is neither here nor undone");
-            Some(Exit::Signal {
+            tracing::error!(pid = %process.pid, tid = host, %number, %error, "what a thread makes is neither here nor undone");
+            Followed::Ended(Exit::Signal {
                 signal: libc::SIGKILL as u8,
                 core: false,
             })
@@ -85,63 +118,116 @@ fn gone() -> io::Error {
     io::Error::from_raw_os_error(libc::ESRCH)
 }
 
-fn create(
-    shared: &Shared,
-    nest: &Nest,
-    process: &mut Process,
-    calls: &BodyCalls,
-    (host, id): (i32, u64),
-    number: Tid,
-) -> io::Result<()> {
-    ptrace::interrupt(host)?;
-    serve::send(calls, host, id, Answer::Result(ERESTARTNOINTR));
-    stand(process, host)?;
-    let saved = ptrace::regs(host)?;
-    let at_call = saved.orig_rax() == libc::SYS_clone as u64 && saved.rax() as i64 == ERESTARTNOINTR;
-    if !at_call || !is_thread(saved.rdi()) {
-        // It makes the call again, or another one first.
-        return ptrace::cont(host, 0);
-    }
-    if let Err(error) = nest.init.number_next(number.0) {
-        tracing::warn!(%error, "threads of this job are made at home from here on");
-        shared.numbers.store(false, Ordering::Release);
-        return ptrace::cont(host, 0);
-    }
-    let mask = ptrace::sigmask(host)?;
-    // The new thread inherits what is set here, and gets the true mask below.
-    ptrace::set_sigmask(host, QUIET)?;
-    calls.calls.set_injecting(host, true);
-    let made = clone_stopped(host, &saved);
-    calls.calls.set_injecting(host, false);
-    let (mut result, child) = made?;
-    if let Some(child) = child {
-        let built = process.built.as_ref().ok_or_else(gone)?;
-        let looked = verify::threads(built.body.pid, &[child]).map_err(io::Error::other)?;
-        if looked.first().map(|(_, inside)| *inside) == Some(number.0) {
-            process.adopt(host, child, number);
-            calls.calls.add(NewThread {
-                host: child,
-                tid: number,
-                seq: 0,
-                open: None,
-            });
-            begin(child, &saved, mask)?;
-        } else {
-            tracing::warn!(pid = %process.pid, ?looked, %number, "a new thread got another number");
-            discard(calls, child, number)?;
-            result = -i64::from(libc::EAGAIN);
+/// One creation: who makes what.
+pub(super) struct Creation<'a> {
+    pub(super) shared: &'a Shared,
+    nest: &'a Nest,
+    pub(super) calls: &'a Arc<BodyCalls>,
+    /// The creator.
+    pub(super) host: i32,
+    /// Its notification.
+    pub(super) id: u64,
+    /// What the deputy has made.
+    pub(super) number: Tid,
+    /// Flags of clone(2).
+    pub(super) flags: u64,
+}
+
+impl Creation<'_> {
+    fn create(&self, process: &mut Process) -> io::Result<Option<Box<Process>>> {
+        let host = self.host;
+        let kind = creation::kind(self.flags);
+        // While its notification waits the creator can be given a descriptor, which its child inherits.
+        let slots = match kind {
+            Some(Kind::Child) => Some(self.slots()),
+            _ => None,
+        };
+        ptrace::interrupt(host)?;
+        serve::send(self.calls, host, self.id, Answer::Result(ERESTARTNOINTR));
+        stand(process, host)?;
+        let saved = ptrace::regs(host)?;
+        let at_call = creation::flags(saved.orig_rax() as i64, &saved.args()) == Some(self.flags)
+            && saved.rax() as i64 == ERESTARTNOINTR;
+        if !at_call {
+            // It makes the call again, or another one first.
+            return self.leave(slots.is_some());
         }
+        if let Err(error) = self.nest.init.number_next(self.number.0) {
+            tracing::warn!(%error, "threads and children of this job are made at home from here on");
+            self.shared.numbers.store(false, Ordering::Release);
+            return self.leave(slots.is_some());
+        }
+        let mask = ptrace::sigmask(host)?;
+        // What is new inherits what is set here, and gets the true mask below.
+        ptrace::set_sigmask(host, QUIET)?;
+        self.calls.calls.set_injecting(host, true);
+        let made = match slots {
+            Some(Err(ref error)) => {
+                tracing::warn!(pid = %process.pid, %error, "a child gets no window");
+                Ok((-i64::from(libc::EAGAIN), None))
+            }
+            _ => clone_stopped(host, &saved, self.flags, kind == Some(Kind::Child)),
+        };
+        self.calls.calls.set_injecting(host, false);
+        let (mut result, new) = made?;
+        let mut child = None;
+        match (new, slots) {
+            (Some(new), Some(Ok(window))) => match self.child(process, new, window, &saved, mask) {
+                Ok(built) => child = Some(Box::new(built)),
+                Err(error) => {
+                    tracing::warn!(pid = %process.pid, number = %self.number, %error, "a child cannot be made here");
+                    birth::end(new);
+                    result = -i64::from(libc::EAGAIN);
+                }
+            },
+            (Some(new), _) => result = self.thread(process, new, &saved, mask)?.unwrap_or(result),
+            (None, _) => {}
+        }
+        if kind == Some(Kind::Child) {
+            self.take_slots_back()?;
+            self.tell(child.is_some());
+        } else if result < 0 {
+            self.shared.thread_ended(self.calls, self.number, 0);
+        }
+        self.calls.calls.end_creation(host);
+        let mut regs = saved;
+        regs.set_rax(result as u64);
+        regs.set_orig_rax(u64::MAX);
+        ptrace::set_regs(host, &regs)?;
+        ptrace::set_sigmask(host, mask)?;
+        ptrace::cont(host, 0)?;
+        Ok(child)
     }
-    if result < 0 {
-        shared.thread_ended(calls, number, 0);
+
+    /// Nothing is made: the creator goes on from its call.
+    fn leave(&self, slots: bool) -> io::Result<Option<Box<Process>>> {
+        if slots {
+            self.take_slots_back()?;
+        }
+        ptrace::cont(self.host, 0)?;
+        Ok(None)
     }
-    calls.calls.end_creation(host);
-    let mut regs = saved;
-    regs.set_rax(result as u64);
-    regs.set_orig_rax(u64::MAX);
-    ptrace::set_regs(host, &regs)?;
-    ptrace::set_sigmask(host, mask)?;
-    ptrace::cont(host, 0)
+
+    /// Takes a new thread into the books and lets it run; an error for the program when it is not the one that was to be made.
+    fn thread(&self, process: &mut Process, new: i32, saved: &Regs, mask: u64) -> io::Result<Option<i64>> {
+        let built = process.built.as_ref().ok_or_else(gone)?;
+        let looked = verify::threads(built.body.pid, &[new]).map_err(io::Error::other)?;
+        if looked.first().map(|(_, inside)| *inside) != Some(self.number.0) {
+            tracing::warn!(pid = %process.pid, ?looked, number = %self.number, "a new thread got another number");
+            discard(self.calls, new, self.number)?;
+            return Ok(Some(-i64::from(libc::EAGAIN)));
+        }
+        process.adopt(self.host, new, self.number);
+        self.calls.calls.add(NewThread {
+            host: new,
+            tid: self.number,
+            seq: 0,
+            open: None,
+        });
+        begin(new, saved, mask)?;
+        ptrace::cont(new, 0)?;
+        Ok(None)
+    }
 }
 
 /// Waits until an interrupted thread stands still. Signals that it was about to get wait for the end of the creation.
@@ -165,26 +251,32 @@ fn stand(process: &mut Process, host: i32) -> io::Result<()> {
     }
 }
 
-/// Makes a stopped thread execute the clone(2) that its registers hold, from the stub's text so that it is known for the agent's own: the
-/// kernel's answer, and the new thread, which stands before its first instruction.
-fn clone_stopped(host: i32, saved: &Regs) -> io::Result<(i64, Option<i32>)> {
+/// Makes a stopped thread execute clone(2) with the rest of its registers as they are, from the stub's text so that it is known for the
+/// agent's own: the kernel's answer, and the new thread, which stands before its first instruction. A `child` is no child of the body's, whose
+/// kernel half has it at home: it becomes a sibling.
+fn clone_stopped(host: i32, saved: &Regs, flags: u64, child: bool) -> io::Result<(i64, Option<i32>)> {
     let mut regs = *saved;
-    regs.set_call(libc::SYS_clone as u64, saved.args());
+    let mut args = match saved.orig_rax() as i64 {
+        libc::SYS_clone => saved.args(),
+        _ => [0; 6],
+    };
+    args[0] = flags | if child { libc::CLONE_PARENT as u64 } else { 0 };
+    regs.set_call(libc::SYS_clone as u64, args);
     regs.set_rip(stub().map_err(io::Error::other)?.syscall);
     regs.set_orig_rax(u64::MAX);
     ptrace::set_regs(host, &regs)?;
     let deadline = Instant::now() + LIMIT;
-    let mut child = None;
+    let mut new = None;
     loop {
         ptrace::step(host)?;
         match wait_for(host, deadline)?.ok_or(io::ErrorKind::TimedOut)? {
             Event::Signal(libc::SIGTRAP) => break,
             // An interrupt that came too early; the kernel makes the call again.
             Event::Stop(_) => {}
-            Event::Ptrace(libc::PTRACE_EVENT_CLONE) => {
+            Event::Ptrace(libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK) => {
                 let made = ptrace::event_message(host)? as i32;
                 match wait_for(made, deadline)?.ok_or(io::ErrorKind::TimedOut)? {
-                    Event::Stop(_) => child = Some(made),
+                    Event::Stop(_) => new = Some(made),
                     _ => return Err(gone()),
                 }
             }
@@ -192,23 +284,22 @@ fn clone_stopped(host: i32, saved: &Regs) -> io::Result<(i64, Option<i32>)> {
         }
     }
     let result = ptrace::regs(host)?.rax() as i64;
-    match (child, result) {
-        (None, 0..) => Err(io::Error::other("a thread was made unseen")),
+    match (new, result) {
+        (None, 0..) => Err(io::Error::other("something was made unseen")),
         seen => Ok((seen.1, seen.0)),
     }
 }
 
-/// Lets a new thread begin behind the call of its creator.
-fn begin(child: i32, creator: &Regs, mask: u64) -> io::Result<()> {
-    let mut regs = ptrace::regs(child)?;
+/// Makes what is new begin behind the call of its creator. It stands still.
+pub(super) fn begin(new: i32, creator: &Regs, mask: u64) -> io::Result<()> {
+    let mut regs = ptrace::regs(new)?;
     regs.set_rip(creator.rip());
     regs.set_rcx(creator.rip());
     regs.set_r11(creator.r11());
     regs.set_eflags(regs.eflags() & !TRAP);
     regs.set_orig_rax(u64::MAX);
-    ptrace::set_regs(child, &regs)?;
-    ptrace::set_sigmask(child, mask)?;
-    ptrace::cont(child, 0)
+    ptrace::set_regs(new, &regs)?;
+    ptrace::set_sigmask(new, mask)
 }
 
 /// Ends a new thread that must not be, without a trace in the program's memory.
@@ -281,7 +372,7 @@ impl Process {
 }
 
 impl Shared {
-    /// Whether the numbers of new threads can be chosen here.
+    /// Whether the numbers of new threads and children can be chosen here.
     pub fn makes_threads(&self) -> bool {
         self.numbers.load(Ordering::Acquire)
     }

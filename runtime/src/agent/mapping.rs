@@ -129,7 +129,7 @@ fn map(shared: &Shared, who: Who, file: &FileRef) -> bool {
     let Some((body, host, id, fd)) = waits(shared, who) else {
         return true;
     };
-    match body.listener.add_fd(id, memfd.as_fd(), Some(fd), true) {
+    match body.listener().add_fd(id, memfd.as_fd(), Some(fd), true) {
         Ok(_) => settle(shared, &body, host, id, Answer::Continue),
         Err(Errno::ENOENT) => {}
         Err(error) => {

@@ -3,12 +3,13 @@
 //! Nothing else happens on it, because each call of the body waits for it: no wait, no lock that is held across I/O, one message
 //! per call. The answer comes back on the session's receiving thread and goes from there to the body.
 
+use super::family::Family;
 use super::calls::{Calls, Going, Over, Replied, Step};
 use super::guest::Guest;
 use super::mapping;
 use super::shared::{BodyCalls, Command, Shared, lock};
 use super::tally::{self, How};
-use crate::deputy::creation::is_thread;
+use crate::deputy::creation;
 use crate::process::restart::ERESTARTNOINTR;
 use crate::syscall::decide::{Decision, decide};
 use crate::syscall::marshal::{Forward, Gathered, Ids, Scatter, gather};
@@ -17,7 +18,7 @@ use crate::syscall::{emulate, table};
 use mosix_loader::script::abi::{TEXT_ROOM, WINDOW};
 use mosix_sys::notif::{Answer, Notification};
 use mosix_wire::call::Reply;
-use mosix_wire::ids::{Seq, Tid};
+use mosix_wire::ids::{Pid, Seq, Tid};
 use mosix_wire::image::SigAction;
 use mosix_wire::link::{Exit, ToHome};
 use nix::errno::Errno;
@@ -26,34 +27,39 @@ use std::sync::Arc;
 /// Most calls that are gathered before they are written.
 const BATCH: usize = 64;
 
-/// Serves the calls of a body until it has no thread left.
-pub fn run(shared: &Arc<Shared>, body: &Arc<BodyCalls>) {
+/// Serves the calls of a family of bodies, of which `pid` came first, until none has a thread left.
+pub fn run(shared: &Arc<Shared>, pid: Pid, family: &Family) {
     loop {
-        match body.listener.recv(None) {
+        match family.listener.recv(None) {
             Ok(Some(n)) => {
-                serve(shared, body, n);
+                serve(shared, family, n);
                 // The calls of other threads that came meanwhile go home in the same write.
-                let mut left = body.calls.count().min(BATCH);
-                while left > 1 && body.listener.is_pending() {
+                let mut left = family.count().min(BATCH);
+                while left > 1 && family.listener.is_pending() {
                     // Waits when a signal took that call back just now. Then the tracer, which sees the signal, flushes.
-                    let Ok(n) = body.listener.recv_now() else { break };
-                    serve(shared, body, n);
+                    let Ok(n) = family.listener.recv_now() else { break };
+                    serve(shared, family, n);
                     left -= 1;
                 }
                 shared.session.flush();
             }
             Ok(None) => break,
             Err(error) => {
-                tracing::error!(pid = %body.pid, %error, "the listener of a body failed");
+                tracing::error!(%pid, %error, "the listener of a body failed");
                 break;
             }
         }
     }
-    shared.command(Command::HungUp(body.pid));
+    shared.command(Command::HungUp(pid));
 }
 
 /// Serves one call; what it has to say to home is in the session, in order, when the lock is free again.
-fn serve(shared: &Arc<Shared>, body: &Arc<BodyCalls>, n: Notification) {
+fn serve(shared: &Arc<Shared>, family: &Family, n: Notification) {
+    let Some(body) = &family.body_of(n.tid) else {
+        // Of a body that is being ended; or a thread that nobody announced, of which a family has none.
+        let _ = family.listener.send(n.id, Answer::Result(-i64::from(libc::ENOSYS)));
+        return;
+    };
     let _sending = lock(&body.sending);
     Server { shared, body, n }.serve();
 }
@@ -140,7 +146,7 @@ impl Server<'_> {
                     temp_mask,
                 } = *forward;
                 // What was read may be another thread's by now, if the caller died meanwhile.
-                if call.size > 0 && !self.body.listener.is_valid(self.n.id) {
+                if call.size > 0 && !self.body.listener().is_valid(self.n.id) {
                     return;
                 }
                 let going = self.calls().sent(self.n.tid, self.n.id, seq, scatter, temp_mask);
@@ -174,7 +180,7 @@ impl Server<'_> {
                 self.shared.command(Command::Exit(self.body.pid, Exit::Code(code)));
             }
             libc::SYS_exit => self.exit(tid),
-            libc::SYS_clone => self.create(tid, seq),
+            libc::SYS_clone | libc::SYS_fork => self.create(tid, seq),
             libc::SYS_clone3 => self.clone3(),
             libc::SYS_rt_sigaction => self.action(tid),
             libc::SYS_clock_gettime => self.cpu_clock(tid),
@@ -197,12 +203,13 @@ impl Server<'_> {
         }
     }
 
-    /// A new thread: home's half first. Whatever else clone makes is made at home.
+    /// A new thread, or a child: home's half first. Whatever else clone makes is made at home.
     fn create(&self, tid: Tid, seq: Seq) {
-        if !is_thread(self.n.args[0]) || !self.shared.makes_threads() {
-            return self.come_home("new processes are made at home");
+        let flags = creation::flags(self.n.nr.into(), &self.n.args).unwrap_or(0);
+        if creation::kind(flags).is_none() || !self.shared.makes_threads() {
+            return self.come_home("such a process is made at home");
         }
-        let call = super::creation::call(self.body, &self.n, tid, seq);
+        let call = super::creation::call(self.body, flags, tid, seq);
         let (pid, epoch) = (call.pid, call.epoch);
         let none = Scatter::none(Ids { pid, tid, epoch, seq });
         if self.calls().sent(self.n.tid, self.n.id, seq, none, None) != Going::No {
@@ -210,16 +217,20 @@ impl Server<'_> {
         }
     }
 
-    /// Its flags lie in memory, where another thread may change them after any look at them: who wants a thread is told to use clone, as on
-    /// a kernel without clone3. Nothing else depends on the look.
+    /// Its flags lie in memory, where another thread may change them after any look at them: who wants what clone can make is told to use
+    /// that, as on a kernel without clone3. Nothing else depends on the look.
     fn clone3(&self) {
-        let mut flags = [0; 8];
-        let seen = Guest::of(self.n.tid).read(self.n.args[0], &mut flags).is_ok();
-        let thread = u64::from_le_bytes(flags) & libc::CLONE_THREAD as u64 != 0;
-        if seen && thread && self.shared.makes_threads() {
+        let mut words = [0; 40];
+        let seen = Guest::of(self.n.tid).read(self.n.args[0], &mut words).is_ok();
+        let word = |at: usize| words[at..at + 8].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        // clone(2) has the signal at the end among its flags.
+        let (flags, signal) = (word(0), word(32));
+        let known = flags & !u64::from(u32::MAX) == 0 && flags & 0xff == 0 && signal <= 64;
+        let made = creation::kind(flags | signal).filter(|_| seen && known);
+        if made.is_some() && self.shared.makes_threads() {
             return self.answer(Answer::Result(-i64::from(libc::ENOSYS)));
         }
-        self.come_home("new processes are made at home");
+        self.come_home("such a process is made at home");
     }
 
     /// The body's kernel keeps the handler; home learns of it before any later call.
@@ -241,7 +252,7 @@ impl Server<'_> {
                 restorer: word(2),
                 mask: word(3),
             };
-            if let (Ok(signal @ 1..=64), true) = (u8::try_from(signal), self.body.listener.is_valid(self.n.id)) {
+            if let (Ok(signal @ 1..=64), true) = (u8::try_from(signal), self.body.listener().is_valid(self.n.id)) {
                 let (pid, epoch) = (self.body.pid, self.body.epoch());
                 self.shared.tell(
                     &ToHome::Action {
@@ -292,7 +303,7 @@ pub fn settle(shared: &Shared, body: &BodyCalls, host: i32, id: u64, answer: Ans
 
 /// Answers a notification. That its thread is gone is nobody's error.
 pub fn send(body: &BodyCalls, host: i32, id: u64, answer: Answer) {
-    match body.listener.send(id, answer) {
+    match body.listener().send(id, answer) {
         Ok(()) | Err(Errno::ENOENT) => {}
         Err(error) => tracing::error!(pid = %body.pid, tid = host, %error, "a system call could not be answered"),
     }

@@ -10,6 +10,7 @@
 use super::ahead::Ahead;
 use super::calls::Calls;
 use super::depart::Streams;
+use super::family::Family;
 use super::files::Files;
 use super::lanes::Lanes;
 use super::mapping::Fetches;
@@ -66,8 +67,8 @@ pub struct BodyCalls {
     pub host: i32,
     /// Its epoch, as calls name it; changes when it runs on after a failed move.
     pub epoch: AtomicU64,
-    /// Where its calls arrive.
-    pub listener: Listener,
+    /// Where its calls arrive, with those of the bodies that it forked, or was forked from, here.
+    pub family: Arc<Family>,
     /// Its calls.
     pub calls: Calls,
     /// Held while a call is on its way into the session: who has it knows that nothing older is still to be sent.
@@ -78,6 +79,11 @@ impl BodyCalls {
     /// The epoch that calls name now.
     pub fn epoch(&self) -> Epoch {
         Epoch(self.epoch.load(Ordering::Acquire))
+    }
+
+    /// Where its calls arrive.
+    pub fn listener(&self) -> &Listener {
+        &self.family.listener
     }
 }
 
@@ -110,7 +116,7 @@ pub enum Command {
     Reply(Reply, Vec<u8>),
     /// Signals waited for the end of a call that home did not get.
     Late(Pid),
-    /// The deputy has made a thread: the process, its creator's number on this node and notification, its own number.
+    /// The deputy has made a thread, or a child: the process, its creator's number on this node and notification, its own number.
     Made(Pid, i32, u64, Tid),
     /// A call is over for whose end signals waited: thread on this node, result.
     Due(Pid, i32, i64),
@@ -155,7 +161,7 @@ pub struct Shared {
     pub fetches: Mutex<Fetches>,
     /// Signals of home that the tracer has not looked at yet: an answer that comes behind them waits for them.
     pub signals: AtomicUsize,
-    /// Numbers of new threads can be chosen here: threads are made here.
+    /// Numbers of new threads and children can be chosen here: they are made here.
     pub numbers: AtomicBool,
     /// Further page streams of moves under way.
     pub lanes: Lanes,

@@ -5,7 +5,7 @@
 
 use super::birth;
 use super::build;
-use super::creation;
+use super::creation::{self, Followed};
 use super::depart;
 use super::nest::Nest;
 use super::process::Process;
@@ -421,13 +421,18 @@ impl Tracer {
         }
     }
 
-    /// Makes the body of a thread that the deputy has made.
+    /// Makes the body of a thread, or of a child, that the deputy has made.
     fn made(&mut self, pid: Pid, creator: (i32, u64), number: Tid) {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
-        if let Some(how) = creation::follow(&self.shared, &self.nest, process, creator, number) {
-            self.ended(pid, how);
+        match creation::follow(&self.shared, &self.nest, process, creator, number) {
+            Followed::Made => {}
+            Followed::Child(child) => {
+                // Of another process that had this number before nothing is left here: the number was free.
+                self.processes.insert(child.pid, *child);
+            }
+            Followed::Ended(how) => self.ended(pid, how),
         }
     }
 
@@ -691,13 +696,12 @@ impl Tracer {
                 process.tids = built.body.tids.clone();
                 process.signals.arrived(&built.body.tids, &built.image.threads);
                 process.calls = Some(Arc::clone(&calls));
-                let mut bodies = self.shared.bodies.write().unwrap_or_else(|poison| poison.into_inner());
-                bodies.insert(pid, Arc::clone(&calls));
-                drop(bodies);
+                self.shared.enter(&calls);
                 let shared = Arc::clone(&self.shared);
+                let family = Arc::clone(&calls.family);
                 match self
                     .shared
-                    .start(format!("calls {pid}"), move || serve::run(&shared, &calls))
+                    .start(format!("calls {pid}"), move || serve::run(&shared, pid, &family))
                 {
                     Ok(()) => self.step(pid, HostEvent::Built(epoch)),
                     Err(error) => {
@@ -716,6 +720,10 @@ impl Tracer {
     fn release(&mut self, pid: Pid) {
         fault::at("host.running");
         let process = self.process(pid);
+        if let (Host::Running { epoch, .. }, Some(calls)) = (&process.state, &process.calls) {
+            // Of one that was forked here it is the first.
+            calls.epoch.store(epoch.0, Ordering::Release);
+        }
         process.released = true;
         if process.stopped {
             // The deputy is stopped: the body begins when it goes on. Its threads stand where the builder left them.
@@ -806,12 +814,16 @@ impl Tracer {
     }
 
     fn kill(&mut self, pid: Pid) {
-        self.shared
+        let calls = self
+            .shared
             .bodies
             .write()
             .unwrap_or_else(|poison| poison.into_inner())
             .remove(&pid);
         self.process(pid).end();
+        if let Some(calls) = calls {
+            calls.family.leave(pid);
+        }
         let none = self.processes.values().all(|process| process.built.is_none());
         if none && let Err(error) = self.nest.init.release() {
             self.over

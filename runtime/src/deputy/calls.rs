@@ -309,7 +309,12 @@ impl Deputy {
         slot.is_some()
     }
 
-    /// A thread that is making another one.
+    /// Whether `creator` was told to make a child.
+    pub fn forks(&self, creator: i32) -> bool {
+        lock(&self.births).is_child(creator)
+    }
+
+    /// A thread that is making something.
     pub fn creating(&self) -> Option<i32> {
         lock(&self.births).any()
     }
@@ -529,17 +534,16 @@ impl Deputy {
             // Another call that happens to be of the same kind, such as a handler's own write, is no continuation.
             *nr == call.nr && call.seq == RESUMED
         });
-        let thread = job.is_some() && creation::asks(&call);
-        if !thread && job.is_some_and(|job| !permitted(&call, payload, job.as_ref())) {
+        let made = creation::asks(&call).filter(|_| job.is_some());
+        if made.is_none() && job.is_some_and(|job| !permitted(&call, payload, job.as_ref())) {
             let reply = reply(&call, NEEDS_HOME, vec![0; call.outputs.len()]);
             self.send(&reply, &[]);
             record.state = State::Answered(reply, Vec::new());
             return;
         }
-        let started = if thread {
-            self.start_thread(slot, &call)
-        } else {
-            self.start(slot, &call, payload, resume, &mut record.written)
+        let started = match made {
+            Some(made) => self.start_creation(slot, &call, made),
+            None => self.start(slot, &call, payload, resume, &mut record.written),
         };
         match started {
             Ok(begun) => {
@@ -557,7 +561,7 @@ impl Deputy {
             }
             Err(error) => {
                 tracing::warn!(pid = self.pid, tid = call.tid.0, nr = call.nr, %error, "call could not be executed");
-                let errno = if thread { libc::EAGAIN } else { libc::ENOMEM };
+                let errno = if made.is_some() { libc::EAGAIN } else { libc::ENOMEM };
                 let reply = reply(&call, -i64::from(errno), vec![0; call.outputs.len()]);
                 self.send(&reply, &[]);
                 record.state = State::Answered(reply, Vec::new());
@@ -630,31 +634,35 @@ impl Deputy {
         posted
     }
 
-    /// Lets the thread of a slot make another one.
-    fn start_thread(&self, slot: u32, call: &Call) -> Result<Begun, StartError> {
+    /// Lets the thread of a slot make another one, or a child.
+    fn start_creation(&self, slot: u32, call: &Call, made: creation::Kind) -> Result<Begun, StartError> {
         let creator = call.tid.0;
         // Once the gate is shut, whoever takes the body back finds all that has begun.
         let session = self.session.read().unwrap_or_else(PoisonError::into_inner);
         if session.is_none() {
             return Err(StartError::Nowhere);
         }
-        let seats = self.seats();
-        let new = lock(&self.births).reserve(creator, &seats).ok_or(StartError::Full)?;
         let buffer = slot_offset(slot) + SLOT_BUFFER;
-        let (op, bytes) = creation::spawn(call.args[0], new, SHARED + buffer);
-        let placed = self
-            .window
-            .reset(new)
-            .and_then(|()| self.window.shared().write(buffer, &bytes));
-        let placed = placed
-            .map_err(ScriptError::from)
-            .and_then(|()| self.window.place(slot, &[op]));
-        if let Err(error) = placed {
+        let (op, prepared) = match made {
+            creation::Kind::Child => {
+                lock(&self.births).child(creator);
+                (creation::fork(call.args[0]), Ok(()))
+            }
+            creation::Kind::Thread => {
+                let seats = self.seats();
+                let new = lock(&self.births).reserve(creator, &seats).ok_or(StartError::Full)?;
+                let (op, bytes) = creation::spawn(call.args[0], new, SHARED + buffer);
+                let prepared = self.window.reset(new);
+                (op, prepared.and_then(|()| self.window.shared().write(buffer, &bytes)))
+            }
+        };
+        let placed = prepared.map_err(ScriptError::from);
+        if let Err(error) = placed.and_then(|()| self.window.place(slot, &[op])) {
             lock(&self.births).over(creator);
             return Err(error.into());
         }
         Ok(Begun {
-            nr: libc::SYS_clone3 as u32,
+            nr: op.nr,
             buffer,
             size: 0,
             span: false,
@@ -805,7 +813,7 @@ impl Deputy {
             return Taken::Call;
         }
         let begun = open.begun;
-        if i64::from(begun.nr) == libc::SYS_clone3 {
+        if matches!(i64::from(begun.nr), libc::SYS_clone3 | libc::SYS_clone) {
             lock(&self.births).over(open.call.tid.0);
         }
         let written = std::mem::take(&mut record.written);

@@ -1,10 +1,11 @@
-//! New threads of a deputy: made by the thread that stands for the creator, so that credentials, limits, affinity and names are inherited as
-//! the kernel does it. See the contract "creation".
+//! New threads and children of a deputy: made by the thread that stands for the creator, so that credentials, limits, affinity, names and
+//! descriptors are inherited as the kernel does it. See the contract "creation".
 //!
 //! ```text
-//! call clone ──▶ slot reserved, clone3 in the creator's slot ──▶ TRACECLONE: the new thread gets its seat ──▶ Reply: its number
+//! thread   slot reserved, clone3 in the creator's slot ──▶ TRACECLONE: the new thread gets its seat ──▶ Reply: its number
+//! child    clone in the creator's slot ──▶ TRACEFORK: the child gets a window of its own and a seat ──▶ Reply: its number
 //! ```
-//! The new thread sits in the stub's loop, as every thread of a deputy; it is taken out again by a script that ends it.
+//! The new thread, and the child's, sit in the stub's loop, as every thread of a deputy.
 
 use crate::process::window::slot_address;
 use mosix_loader::script::Op;
@@ -34,35 +35,80 @@ pub fn is_thread(flags: u64) -> bool {
     flags & SHARED == SHARED && flags & !(SHARED | HARMLESS) == 0
 }
 
-/// Whether a forwarded call asks for a thread, and nothing else.
-pub fn asks(call: &Call) -> bool {
-    i64::from(call.nr) == libc::SYS_clone
-        && call.size == 0
-        && call.relocs.is_empty()
-        && call.outputs.is_empty()
-        && is_thread(call.args[0])
+/// Flags of a child that concern its body alone: thread pointer, places for the number.
+const CHILD: u64 = (libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_SETTID
+    | libc::CLONE_CHILD_CLEARTID) as u64;
+/// The signal that a child sends at its end.
+const EXIT_SIGNAL: u64 = 0xff;
+
+/// What a creation makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A thread of the creator's process.
+    Thread,
+    /// A child process with a copy of its memory.
+    Child,
 }
 
-/// Creations under way: by the creator, the slot that the new thread gets.
+/// What clone(2) with these flags makes, when that can be made away.
+pub fn kind(flags: u64) -> Option<Kind> {
+    if is_thread(flags) {
+        return Some(Kind::Thread);
+    }
+    let flags = flags & u64::from(u32::MAX);
+    let child = flags & !(CHILD | EXIT_SIGNAL) == 0 && flags & EXIT_SIGNAL <= 64;
+    child.then_some(Kind::Child)
+}
+
+/// The flags of clone(2) that one of the calls asks for which make threads and processes from registers alone.
+pub fn flags(nr: i64, args: &[u64; 6]) -> Option<u64> {
+    match nr {
+        libc::SYS_clone => Some(args[0]),
+        libc::SYS_fork => Some(libc::SIGCHLD as u64),
+        _ => None,
+    }
+}
+
+/// What a forwarded call asks to be made, when it asks for that and nothing else.
+pub fn asks(call: &Call) -> Option<Kind> {
+    let plain = call.size == 0 && call.relocs.is_empty() && call.outputs.is_empty();
+    let clone = i64::from(call.nr) == libc::SYS_clone;
+    (plain && clone).then(|| kind(call.args[0])).flatten()
+}
+
+/// Whether a call is, or may be, one that makes something.
+pub fn creates(nr: i64) -> bool {
+    matches!(nr, libc::SYS_clone | libc::SYS_fork)
+}
+
+/// Creations under way: by the creator, the slot that the new thread gets; none for a child.
 #[derive(Debug, Default)]
-pub struct Births(BTreeMap<i32, u32>);
+pub struct Births(BTreeMap<i32, Option<u32>>);
 
 impl Births {
     /// Reserves a slot that neither a thread has nor another creation; none when all are taken.
     pub fn reserve(&mut self, creator: i32, seats: &[(i32, u32)]) -> Option<u32> {
-        let used: HashSet<u32> = seats
-            .iter()
-            .map(|(_, slot)| *slot)
-            .chain(self.0.values().copied())
-            .collect();
+        let used: HashSet<u32> = seats.iter().map(|(_, slot)| *slot).chain(self.slots()).collect();
         let slot = (0..mosix_wire::limits::THREADS as u32).find(|slot| !used.contains(slot))?;
-        self.0.insert(creator, slot);
+        self.0.insert(creator, Some(slot));
         Some(slot)
+    }
+
+    /// `creator` is making a child.
+    pub fn child(&mut self, creator: i32) {
+        self.0.insert(creator, None);
     }
 
     /// The slot of the thread that `creator` is making.
     pub fn of(&self, creator: i32) -> Option<u32> {
-        self.0.get(&creator).copied()
+        self.0.get(&creator).copied().flatten()
+    }
+
+    /// Whether `creator` is making a child.
+    pub fn is_child(&self, creator: i32) -> bool {
+        self.0.get(&creator) == Some(&None)
     }
 
     /// The creation is over, or its creator is gone.
@@ -77,8 +123,13 @@ impl Births {
 
     /// The slots that are reserved.
     pub fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        self.0.values().copied()
+        self.0.values().copied().flatten()
     }
+}
+
+/// The call by which the stub makes a child. It comes back in the child too, but is never seen there: the child begins elsewhere.
+pub fn fork(flags: u64) -> Op {
+    Op::may(libc::SYS_clone, [flags & EXIT_SIGNAL, 0, 0, 0, 0, 0])
 }
 
 /// The call by which the stub makes a thread for slot `new`, and the structure that it reads, which lies at `at` in the process.
@@ -106,6 +157,14 @@ mod tests {
             assert!(is_thread(flags), "{flags:#x}");
         }
         let thread = 0x003d_0f00;
+        // What fork is in glibc, musl and the kernel.
+        for flags in [0x0120_0011, 17, 0] {
+            assert_eq!(kind(flags), Some(Kind::Child), "{flags:#x}");
+        }
+        // vfork, a parent's sibling, shared descriptors, a pidfd, a signal that is none.
+        for flags in [0x4111, 0x8011, 0x411, 0x1011, 0x41] {
+            assert_eq!(kind(flags), None, "{flags:#x}");
+        }
         // fork, vfork, and threads with a flag too many or too few: untraced, a namespace, a pidfd, descriptors of their own.
         for flags in [
             17,

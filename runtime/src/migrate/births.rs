@@ -1,14 +1,22 @@
-//! New threads of a deputy whose body is away, as the tracer sees them: seated before they run, and taken away again when the body never
-//! followed. See the contract "creation".
+//! New threads and children of a deputy whose body is away, as the tracer sees them: seated before they run, and taken away again when the
+//! body never followed. See the contract "creation".
 
-use super::process::{Process, leave_by};
+use super::process::{DepartError, Process, leave_by};
 use super::signals;
-use crate::process::freeze;
-use mosix_sys::ptrace;
-use mosix_wire::ids::Seq;
+use crate::contract::commit::Home;
+use crate::deputy::{Deputy, creation};
+use crate::process::capture::enter_stub;
+use crate::process::freeze::{self, FreezeError};
+use crate::process::inject::inject;
+use crate::process::maps;
+use crate::process::window::Window;
+use mosix_loader::script::{Op, stub};
+use mosix_sys::ptrace::{self, Event, RawSigInfo};
+use mosix_wire::ids::{Epoch, Seq};
 use mosix_wire::image::ProcessImage;
 use std::collections::HashSet;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a creation that has begun may take to end.
@@ -16,13 +24,104 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// The process that a thread belongs to.
 pub fn group(tid: i32) -> Option<i32> {
+    number(tid, "Tgid:")
+}
+
+/// The parent of the process that a thread belongs to.
+pub fn parent(tid: i32) -> Option<i32> {
+    number(tid, "PPid:")
+}
+
+fn number(tid: i32, field: &str) -> Option<i32> {
     let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("Tgid:"))?
-        .trim()
-        .parse()
-        .ok()
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    line.trim().parse().ok()
+}
+
+/// Whether the event at which `creator` stands tells of a child.
+pub fn is_fork(process: &Process, creator: i32, event: i32) -> bool {
+    match event {
+        libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => true,
+        // One with another signal at its end than SIGCHLD.
+        libc::PTRACE_EVENT_CLONE => process.deputy.as_ref().is_some_and(|deputy| deputy.forks(creator)),
+        _ => false,
+    }
+}
+
+/// Makes `child`, which stands before its first instruction, the deputy of a process without a body; `early` when its stop was seen already.
+/// It inherits what left home with its parent, and what that has mapped since; its memory is as empty.
+///
+/// # Errors
+/// The child could not be given a window. It stands still, or is gone.
+pub fn seat(
+    parent: &Process,
+    (child, early): (i32, bool),
+    epoch: Epoch,
+    deputy: impl FnOnce(Window) -> io::Result<Arc<Deputy>>,
+) -> Result<Process, DepartError> {
+    let os = |what| move |error| DepartError::Os { pid: child, what, error };
+    if !early {
+        match freeze::wait_for(child, Instant::now() + LIMIT).map_err(os("waiting for a child"))? {
+            Some(Event::Stop(_)) => {}
+            _ => return Err(FreezeError::Ended(child).into()),
+        }
+    }
+    let regs = ptrace::regs(child).map_err(os("registers"))?;
+    let mappings = maps::read(child).map_err(os("maps"))?;
+    let deputy = deputy(inject((child, child), &mappings)?).map_err(os("starting the deputy"))?;
+    let seated = deputy.window().reset(0).map_err(io::Error::other);
+    deputy.seat(child, 0, Seq(0), None);
+    let entry = stub().map_err(io::Error::other).map(|stub| stub.deputy_entry);
+    let entered = seated.and(entry).and_then(|entry| enter_stub((child, regs), 0, entry, 0));
+    if let Err(error) = entered {
+        deputy.end();
+        return Err(os("entering the stub")(error));
+    }
+    let mut process = Process::new(child, epoch, &parent.birth);
+    process.state = Home::Unborn;
+    process.deputy = Some(deputy);
+    process.held.insert(child);
+    process.layout = parent.layout.clone();
+    process.mapped = parent.mapped.clone();
+    process.dropped = parent.dropped;
+    process.open = true;
+    Ok(process)
+}
+
+/// Ends children that have no body, as if they had never been: their parent's kernel half takes their ends, and its body hears nothing.
+///
+/// # Errors
+/// A child does not end, or the parent is gone.
+pub fn unmake(process: &mut Process, children: &[i32]) -> io::Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    for child in children.iter().copied() {
+        tracing::debug!(pid = process.pid, child, "a child without a body ends");
+        process.unborn.remove(&child);
+        process.unmade.insert(child);
+        let _ = mosix_sys::process::kill(child, libc::SIGKILL);
+        loop {
+            match freeze::wait_for(child, deadline) {
+                Ok(Some(Event::Exited(_) | Event::Killed(..))) => break,
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(error) if error.raw_os_error() == Some(libc::ECHILD) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        let wait = [child as u64, 0, libc::__WALL as u64, 0, 0, 0];
+        process
+            .run(&[Op::may(libc::SYS_wait4, wait)])
+            .map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+impl Process {
+    /// Whether a signal tells of the end of a child that never was.
+    pub fn never_was(&mut self, info: &RawSigInfo) -> bool {
+        let word = |at: usize| i32::from_le_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+        word(0) == libc::SIGCHLD && word(8) > 0 && self.unmade.remove(&word(16))
+    }
 }
 
 /// `creator` stands at the event that tells of a new thread: that gets its seat, before its number is known to anybody else.
@@ -71,9 +170,12 @@ pub fn settle(process: &mut Process, image: &ProcessImage) -> io::Result<()> {
         // The answer is another thread's to take.
         std::thread::sleep(Duration::from_micros(100));
     }
+    let mut children = std::mem::take(&mut process.newborn);
+    children.extend(process.unborn.iter());
+    unmake(process, &children)?;
     for thread in &image.threads {
         let tid = thread.tid.0;
-        let creates = ptrace::Regs(thread.regs).orig_rax() == libc::SYS_clone as u64;
+        let creates = creation::creates(ptrace::Regs(thread.regs).orig_rax() as i64);
         if creates && thread.in_flight && deputy.seq(tid) == Seq(thread.seq) {
             deputy.forget(tid);
         }

@@ -1,6 +1,7 @@
 //! The engine in the tracer loop: carries out what the commit rules decide.
 
 mod bodies;
+mod forks;
 mod images;
 mod nodes;
 
@@ -24,7 +25,7 @@ use mosix_wire::image::{CpuImage, SigInfo};
 use mosix_wire::job::{Moved, Place, RefusalKind, Target};
 use mosix_wire::link::{Destination, Exit, ToHome, ToHost};
 use std::cell::OnceCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -53,6 +54,8 @@ pub struct HomeEngine {
     processes: HashMap<i32, Process>,
     wishes: Vec<Wish>,
     usage_due: Option<Instant>,
+    /// Children whose first stop was seen before their parents' word of them.
+    early: HashSet<i32>,
 }
 
 impl std::fmt::Debug for HomeEngine {
@@ -91,6 +94,7 @@ impl HomeEngine {
             processes: HashMap::new(),
             wishes: Vec::new(),
             usage_due: None,
+            early: HashSet::new(),
         }
     }
 
@@ -253,6 +257,7 @@ impl HomeEngine {
                     process.image = Some(*image);
                     process.incoming = None;
                 }
+                self.bury_unmade(pid);
             }
             HomeEffect::EndHere(cause) => self.end(cx, pid, cause),
             HomeEffect::Accept | HomeEffect::Busy => {}
@@ -346,6 +351,9 @@ impl Engine for HomeEngine {
                 process.early.insert(tid);
                 return Verdict::Mine;
             }
+            if matches!(event, Event::Stop(_)) && self.early_child(tid) {
+                return Verdict::Mine;
+            }
             if waited.status.is_end() && self.processes.contains_key(&tid) {
                 self.forget(tid);
             }
@@ -371,6 +379,7 @@ impl Engine for HomeEngine {
                     tracing::debug!(tid, %error, "thread of a deputy is gone");
                 }
             }
+            signals::Outcome::Forked(child) => self.forked_here(cx, pid, tid, child),
             signals::Outcome::Stopped(signal) => {
                 self.stop_body(pid, true);
                 cx.stopped(pid, signal);
@@ -380,6 +389,7 @@ impl Engine for HomeEngine {
                 cx.continued(pid);
             }
         }
+        self.seat_newborn(cx);
         Verdict::Mine
     }
 

@@ -145,8 +145,8 @@ fn file_at_home(process: &Process, file: &FileRef) -> io::Result<Arc<File>> {
 /// Whether home has seen the call that the image says is open: only then the thread waits for it in the stub.
 fn open_here(process: &Process, thread: &ThreadImage) -> bool {
     let Some(deputy) = &process.deputy else { return false };
-    // A thread is made natively by who is native again.
-    let creates = Regs(thread.regs).orig_rax() == libc::SYS_clone as u64;
+    // A thread, or a child, is made natively by who is native again.
+    let creates = crate::deputy::creation::creates(Regs(thread.regs).orig_rax() as i64);
     !creates && thread.in_flight && thread.seq > 0 && deputy.seq(thread.tid.0) == Seq(thread.seq)
 }
 

@@ -24,7 +24,7 @@ const LARGEST: u64 = 64 << 20;
 const SETTLED: Duration = Duration::from_secs(1);
 
 /// The files that a process has mapped while away.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Mapped(HashMap<FileRef, Arc<File>>);
 
 impl Mapped {

@@ -163,6 +163,12 @@ pub struct Process {
     pub carried: u64,
     /// Open calls to be cancelled when their deputy thread stops: thread, number.
     pub cancels: HashMap<i32, Seq>,
+    /// Children that its deputy has made while its threads were held: they stand before their first instruction.
+    pub newborn: Vec<i32>,
+    /// Children that have no body yet.
+    pub unborn: HashSet<i32>,
+    /// Children that never were: the word of their ends is nobody's.
+    pub unmade: HashSet<i32>,
 }
 
 impl Process {
@@ -203,6 +209,9 @@ impl Process {
             drop_due: false,
             carried: 0,
             cancels: HashMap::new(),
+            newborn: Vec::new(),
+            unborn: HashSet::new(),
+            unmade: HashSet::new(),
         }
     }
 
@@ -298,7 +307,8 @@ impl Process {
                 if let Some(stale) = stale {
                     stale.end();
                 }
-                let window = inject(frozen, &mappings)?;
+                let first = frozen.threads.first().ok_or(FreezeError::Ended(pid))?;
+                let window = inject((pid, first.tid), &mappings)?;
                 deputy(window).map_err(os("starting the deputy"))?
             }
         };

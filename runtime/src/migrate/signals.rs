@@ -24,6 +24,8 @@ pub enum Outcome {
     Done,
     /// Forward this signal to the body, then let the thread go on: whatever its call answers comes behind the signal.
     Forward(Option<i32>, Box<RawSigInfo>),
+    /// The thread has made this child, and stands at the event that tells of it.
+    Forked(i32),
     /// The deputy is stopped by job control.
     Stopped(i32),
     /// The deputy goes on after a stop.
@@ -177,15 +179,21 @@ pub fn hold(process: &mut Process, tid: i32) -> io::Result<Vec<(Option<i32>, Sig
                 } else {
                     let info = ptrace::siginfo(tid)?;
                     let to = directed(&info, signal, tid, process.deputy.as_deref());
-                    taken.push((to, SigInfo(info.to_vec())));
+                    if !process.never_was(&info) {
+                        taken.push((to, SigInfo(info.to_vec())));
+                    }
                 }
                 // Renewed while the thread still stands: any stop takes a pending interrupt away.
                 ptrace::interrupt(tid)?;
                 ptrace::cont(tid, deliver)?;
             }
             other => {
-                if other == Event::Ptrace(libc::PTRACE_EVENT_CLONE) {
-                    births::born(process, tid)?;
+                match other {
+                    Event::Ptrace(event) if births::is_fork(process, tid, event) => {
+                        process.newborn.push(ptrace::event_message(tid)? as i32);
+                    }
+                    Event::Ptrace(libc::PTRACE_EVENT_CLONE) => births::born(process, tid)?,
+                    _ => {}
                 }
                 ptrace::interrupt(tid)?;
                 ptrace::cont(tid, 0)?;
@@ -278,6 +286,10 @@ fn handle(process: &mut Process, tid: i32, event: Event) -> io::Result<Outcome> 
             }
             // Also one that is ignored: only the body's kernel knows whether a thread blocks it.
             let info = ptrace::siginfo(tid)?;
+            if process.never_was(&info) {
+                go_on(tid, deputy.as_deref())?;
+                return Ok(Outcome::Done);
+            }
             Ok(Outcome::Forward(
                 directed(&info, signal, tid, deputy.as_deref()),
                 Box::new(info),
@@ -312,6 +324,9 @@ fn handle(process: &mut Process, tid: i32, event: Event) -> io::Result<Outcome> 
             Ok(Outcome::Stopped(signal))
         }
         Event::Ptrace(event) => {
+            if births::is_fork(process, tid, event) {
+                return Ok(Outcome::Forked(ptrace::event_message(tid)? as i32));
+            }
             if event == libc::PTRACE_EVENT_CLONE {
                 births::born(process, tid)?;
             }

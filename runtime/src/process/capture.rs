@@ -158,7 +158,14 @@ pub fn inside(
 
 /// Points a stopped thread at the stub with all signals blocked, and lets it go.
 fn enter(thread: &FrozenThread, slot: u32, entry: u64) -> io::Result<()> {
-    let (tid, mut regs) = (thread.tid, thread.regs);
+    enter_stub((thread.tid, thread.regs), slot, entry, u64::MAX)
+}
+
+/// Points a stopped thread at the stub's loop, at `entry`, with this slot and signal mask, and lets it go.
+///
+/// # Errors
+/// When the thread is gone.
+pub fn enter_stub((tid, mut regs): (i32, ptrace::Regs), slot: u32, entry: u64, mask: u64) -> io::Result<()> {
     regs.set_orig_rax(u64::MAX);
     regs.set_rax(0);
     regs.set_rip(entry);
@@ -167,7 +174,7 @@ fn enter(thread: &FrozenThread, slot: u32, entry: u64) -> io::Result<()> {
     // The direction flag and single-step bits of the guest must not reach the stub.
     regs.set_eflags(0x202);
     ptrace::set_regs(tid, &regs)?;
-    ptrace::set_sigmask(tid, u64::MAX)?;
+    ptrace::set_sigmask(tid, mask)?;
     ptrace::cont(tid, 0)
 }
 

@@ -3,7 +3,6 @@
 //! Four system calls are made by one stopped thread, single-stepped over a `syscall` instruction of its own vDSO: memfd_create, two
 //! mmaps, close. The memfd's number lives only while every thread is stopped: no descriptor of ours remains in a job process.
 
-use super::freeze::Frozen;
 use super::maps::Mapping;
 use super::step;
 use super::window::Window;
@@ -54,9 +53,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Puts a window into the frozen process through its first thread, whose registers are restored by the caller later.
-pub fn inject(frozen: &Frozen, mappings: &[Mapping]) -> Result<Window, InjectError> {
-    let (pid, tid) = (frozen.pid, frozen.threads[0].tid);
+/// Puts a window into the process through one of its threads, `tid`, which stands still and does so afterwards as before.
+pub fn inject((pid, tid): (i32, i32), mappings: &[Mapping]) -> Result<Window, InjectError> {
     let gone = |error| InjectError::Gone { pid, error };
     if mappings
         .iter()

@@ -24,7 +24,7 @@ pub enum Pages {
 }
 
 /// The layout of a process at home, ready to travel.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Layout {
     /// Mappings in ascending order.
     pub vmas: Vec<Vma>,

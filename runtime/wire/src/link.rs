@@ -381,6 +381,24 @@ pub enum ToHome {
         /// exit(2) argument.
         status: i32,
     },
+    /// A body has forked: the deputy's child has a body here too, which waits to be told to run.
+    Forked {
+        /// The parent.
+        pid: Pid,
+        /// Epoch of the parent's body.
+        epoch: Epoch,
+        /// The child.
+        child: Pid,
+    },
+    /// A child that the deputy has made gets no body: it never was.
+    NotForked {
+        /// The parent.
+        pid: Pid,
+        /// Epoch of the parent's body.
+        epoch: Epoch,
+        /// The child.
+        child: Pid,
+    },
     /// The body is gone: exit_group status, or the signal that killed it.
     Exited {
         /// The process.

@@ -7,6 +7,7 @@
 //!    └────────────────────────────────────┘                                   │ └── failed, Thaw ───┘               │
 //!                                                                             └──── Thaw; stream broken before its ─┘
 //!                                                                                   end was sent
+//!  Born ── Run ──▶ Running
 //!  every state ── Drop, home gone, lease over for good, body gone ──▶ Absent
 //! ```
 
@@ -35,6 +36,8 @@ pub enum Host<N> {
         /// Its epoch.
         epoch: Epoch,
     },
+    /// The body was forked here from another one and never ran; home gives it its first epoch with the order to run.
+    Born,
     /// The body runs.
     Running {
         /// Its epoch.
@@ -208,6 +211,8 @@ impl<N: Clone + PartialEq> Host<N> {
     pub fn epochs(&self) -> Option<(Epoch, Epoch)> {
         match self {
             Self::Absent => None,
+            // Older than all that home has ever named.
+            Self::Born => Some((Epoch(0), Epoch(0))),
             Self::Expecting { epoch, .. } | Self::Building { epoch } | Self::Ready { epoch } => Some((*epoch, *epoch)),
             Self::Running { epoch, seen, .. } => Some((*epoch, (*epoch).max(*seen))),
             Self::Freezing { epoch, attempt, .. } | Self::Frozen { epoch, attempt, .. } => {
@@ -238,6 +243,14 @@ impl<N: Clone + PartialEq> Host<N> {
                         held: false,
                     },
                     vec![Do::ReleaseBody, Do::Report(Report::Running(epoch))],
+                ),
+                Self::Born => (
+                    Self::Running {
+                        epoch: begins,
+                        seen: begins,
+                        held: false,
+                    },
+                    vec![Do::ReleaseBody, Do::Report(Report::Running(begins))],
                 ),
                 Self::Running { epoch, .. } if epoch == begins => (self, vec![Do::Report(Report::Running(epoch))]),
                 state if state.epochs().is_some_and(|(_, newest)| newest >= begins) => (state, vec![]),

@@ -59,6 +59,8 @@ impl HomeEngine {
             } => {
                 return self.thread_exit(&node, pid.0, tid.0, epoch, status);
             }
+            ToHome::Forked { pid, epoch, child } => return self.born(cx, &node, (pid.0, epoch), child.0),
+            ToHome::NotForked { pid, epoch, child } => return self.not_born(cx, &node, (pid.0, epoch), child.0),
             ToHome::Cancel { pid, tid, epoch, seq } => {
                 if let Some(process) = self.processes.get_mut(&pid.0)
                     && process.state.accepted() == Some((&node, epoch))
@@ -260,7 +262,10 @@ impl HomeEngine {
         for signal in std::mem::take(&mut process.stops) {
             let _ = mosix_sys::process::kill(pid, signal);
         }
-        let Some(journey) = process.journey.take() else { return };
+        let Some(journey) = process.journey.take() else {
+            // One that was born away has not moved.
+            return cx.shared.place(pid, |placement| placement.moving = false);
+        };
         let moved = place == journey.to;
         cx.shared.place(pid, |placement| {
             placement.moving = false;
@@ -361,6 +366,10 @@ impl HomeEngine {
         let Some(mut process) = self.processes.remove(&pid) else {
             return;
         };
+        for child in process.unborn.drain().chain(process.newborn.drain(..)) {
+            // Nobody makes a body for it any more.
+            let _ = mosix_sys::process::kill(child, libc::SIGKILL);
+        }
         if let Some(reply) = process.journey.take().and_then(|journey| journey.reply) {
             let text = format!("process {pid} ended before it had moved");
             reply.refuse(RefusalKind::UnknownProcess, Some(pid), text);

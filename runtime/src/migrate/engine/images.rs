@@ -92,7 +92,12 @@ impl HomeEngine {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
-        match home::repair(process, &image) {
+        let repaired = home::repair(process, &image);
+        self.bury_unmade(pid);
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        match repaired {
             Ok(ready) => {
                 process.returning = Some(image);
                 process.dropped = false;

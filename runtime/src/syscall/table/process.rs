@@ -13,8 +13,8 @@ pub(super) const ROWS: &[Row] = &[
     native(24, "sched_yield", &[], Restart::None),
     native(39, "getpid", &[], Restart::None).note("true on a host: the job has a pid namespace with home's numbers"),
     special(56, "clone", &[Int, Int, Int, Int, Int], Restart::NoInt, "")
-        .partial("new threads are made in both halves, with home's number; new processes come home"),
-    comes_home(57, "fork", Restart::NoInt, "new processes are made at home"),
+        .partial("threads and children are made in both halves, with home's number; rare flags come home"),
+    special(57, "fork", &[], Restart::NoInt, "the child is made in both halves, with home's number"),
     comes_home(58, "vfork", Restart::NoInt, "new processes are made at home"),
     comes_home(59, "execve", Restart::None, "programs are loaded at home").trapped(),
     special(

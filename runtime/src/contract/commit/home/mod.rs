@@ -12,6 +12,7 @@
 //!   │  built and frozen                                                Migrate(home), WantHome  │                │
 //!   └───────────────────────────────────── Returning ◀──────────────────────────────────────────┘                │
 //!                                              └───────────── failed ────────────────────────────────────────────┘
+//!   Unborn ── Born ──▶ AwaitRunning, with no old copy
 //!   every state ── exited, deputy killed, last copy lost ──▶ Dead
 //! ```
 //!
@@ -83,6 +84,8 @@ pub enum Home<N> {
         /// The process is rebuilt here and waits.
         built: bool,
     },
+    /// The deputy of a body away has forked: this is the child's deputy, and its body is still to be made where the parent's is.
+    Unborn,
     /// The process is no more.
     Dead(Cause),
 }
@@ -121,6 +124,8 @@ pub enum HomeEvent<N> {
     Migrate(Place<N>),
     /// A host says something about the commit.
     Report(N, Report),
+    /// The body of an unborn process was made there, and waits.
+    Born(N),
     /// A call, disposition change, thread exit or other message of the body with this epoch. Acted on only when the answer
     /// contains [`HomeEffect::Accept`].
     Frame(N, Epoch),
@@ -176,6 +181,7 @@ impl<N: Clone + PartialEq> Home<N> {
         match event {
             HomeEvent::Migrate(to) => self.migrate(to, epochs),
             HomeEvent::Report(from, report) => self.report(from, report, epochs),
+            HomeEvent::Born(at) => self.born(at, epochs),
             HomeEvent::Frame(from, epoch) => self.frame(&from, epoch),
             HomeEvent::BuiltHere(done) => self.built_here(done),
             HomeEvent::ImageFailed(failed) => self.image_failed(failed),
@@ -229,7 +235,7 @@ impl<N: Clone + PartialEq> Home<N> {
     #[must_use]
     pub fn copies(&self) -> Vec<(&N, Epoch)> {
         match self {
-            Self::AtHome { .. } | Self::Dead(_) => vec![],
+            Self::AtHome { .. } | Self::Unborn | Self::Dead(_) => vec![],
             Self::Departing { to, attempt, .. } => vec![(to, *attempt)],
             Self::AwaitRunning {
                 at,

@@ -76,6 +76,17 @@ impl<N: Clone + PartialEq> Home<N> {
         (state, vec![order, Do::BuildHere(attempt)])
     }
 
+    /// Unborn ── Born ──▶ AwaitRunning: the body exists once, there, and never ran.
+    pub(super) fn born(self, at: N, epochs: &mut Epochs) -> (Self, Vec<Do<N>>) {
+        if self != Self::Unborn {
+            return (self, vec![]);
+        }
+        let epoch = epochs.fresh();
+        let run = Do::Order(at.clone(), Order::Run { epoch });
+        let old = Old::Gone;
+        (Self::AwaitRunning { at, epoch, old }, vec![run])
+    }
+
     pub(super) fn report(self, from: N, report: Report, epochs: &mut Epochs) -> (Self, Vec<Do<N>>) {
         match report {
             Report::Complete(epoch) => self.complete(&from, epoch),
@@ -301,7 +312,7 @@ impl<N: Clone + PartialEq> Home<N> {
                 attempt,
                 ..
             } => node == from && (*epoch == lost || *attempt == lost),
-            Self::AtHome { .. } | Self::Dead(_) => false,
+            Self::AtHome { .. } | Self::Unborn | Self::Dead(_) => false,
         };
         if concerned {
             self.gone(from, epochs)
