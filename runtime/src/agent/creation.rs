@@ -67,13 +67,7 @@ pub fn call(body: &BodyCalls, flags: u64, tid: Tid, seq: Seq) -> Call {
 }
 
 /// The deputy has the new thread or child, `number`: the body of it is made.
-pub fn follow(
-    shared: &Shared,
-    nest: &Nest,
-    process: &mut Process,
-    (host, id): (i32, u64),
-    number: Tid,
-) -> Followed {
+pub fn follow(shared: &Shared, nest: &Nest, process: &mut Process, (host, id): (i32, u64), number: Tid) -> Followed {
     let Some(calls) = process.calls.clone() else {
         return Followed::Made;
     };

@@ -3,8 +3,8 @@
 //! Nothing else happens on it, because each call of the body waits for it: no wait, no lock that is held across I/O, one message
 //! per call. The answer comes back on the session's receiving thread and goes from there to the body.
 
-use super::family::Family;
 use super::calls::{Calls, Going, Over, Replied, Step};
+use super::family::Family;
 use super::guest::Guest;
 use super::mapping;
 use super::shared::{BodyCalls, Command, Shared, lock};
@@ -222,7 +222,12 @@ impl Server<'_> {
     fn clone3(&self) {
         let mut words = [0; 40];
         let seen = Guest::of(self.n.tid).read(self.n.args[0], &mut words).is_ok();
-        let word = |at: usize| words[at..at + 8].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        let word = |at: usize| {
+            words[at..at + 8]
+                .iter()
+                .rev()
+                .fold(0, |value, byte| value << 8 | u64::from(*byte))
+        };
         // clone(2) has the signal at the end among its flags.
         let (flags, signal) = (word(0), word(32));
         let known = flags & !u64::from(u32::MAX) == 0 && flags & 0xff == 0 && signal <= 64;

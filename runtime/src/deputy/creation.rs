@@ -36,10 +36,8 @@ pub fn is_thread(flags: u64) -> bool {
 }
 
 /// Flags of a child that concern its body alone: thread pointer, places for the number.
-const CHILD: u64 = (libc::CLONE_SETTLS
-    | libc::CLONE_PARENT_SETTID
-    | libc::CLONE_CHILD_SETTID
-    | libc::CLONE_CHILD_CLEARTID) as u64;
+const CHILD: u64 =
+    (libc::CLONE_SETTLS | libc::CLONE_PARENT_SETTID | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID) as u64;
 /// The signal that a child sends at its end.
 const EXIT_SIGNAL: u64 = 0xff;
 

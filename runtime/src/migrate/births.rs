@@ -59,7 +59,13 @@ pub fn seat(
     epoch: Epoch,
     deputy: impl FnOnce(Window) -> io::Result<Arc<Deputy>>,
 ) -> Result<Process, DepartError> {
-    let os = |what| move |error| DepartError::Os { pid: child, what, error };
+    let os = |what| {
+        move |error| DepartError::Os {
+            pid: child,
+            what,
+            error,
+        }
+    };
     if !early {
         match freeze::wait_for(child, Instant::now() + LIMIT).map_err(os("waiting for a child"))? {
             Some(Event::Stop(_)) => {}
@@ -72,7 +78,9 @@ pub fn seat(
     let seated = deputy.window().reset(0).map_err(io::Error::other);
     deputy.seat(child, 0, Seq(0), None);
     let entry = stub().map_err(io::Error::other).map(|stub| stub.deputy_entry);
-    let entered = seated.and(entry).and_then(|entry| enter_stub((child, regs), 0, entry, 0));
+    let entered = seated
+        .and(entry)
+        .and_then(|entry| enter_stub((child, regs), 0, entry, 0));
     if let Err(error) = entered {
         deputy.end();
         return Err(os("entering the stub")(error));

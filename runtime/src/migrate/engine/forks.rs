@@ -26,7 +26,9 @@ impl HomeEngine {
         let Some(parent) = self.processes.get_mut(&pid) else {
             return;
         };
-        match births::seat(parent, (child, early), epoch, |window| Deputy::new(child, window, linger)) {
+        match births::seat(parent, (child, early), epoch, |window| {
+            Deputy::new(child, window, linger)
+        }) {
             Ok(process) => {
                 parent.unborn.insert(child);
                 // The number may have been another's, whose end was never told.
@@ -48,7 +50,13 @@ impl HomeEngine {
         let newborn: Vec<(i32, i32)> = self
             .processes
             .values_mut()
-            .flat_map(|process| process.newborn.drain(..).map(|child| (process.pid, child)).collect::<Vec<_>>())
+            .flat_map(|process| {
+                process
+                    .newborn
+                    .drain(..)
+                    .map(|child| (process.pid, child))
+                    .collect::<Vec<_>>()
+            })
             .collect();
         for (pid, child) in newborn {
             self.seat_child(cx, pid, child);
@@ -129,7 +137,11 @@ impl HomeEngine {
         };
         let unmade: Vec<i32> = process.unmade.iter().copied().collect();
         for child in unmade {
-            if self.processes.get(&child).is_some_and(|child| child.state == Home::Unborn) {
+            if self
+                .processes
+                .get(&child)
+                .is_some_and(|child| child.state == Home::Unborn)
+            {
                 self.forget(child);
             }
         }

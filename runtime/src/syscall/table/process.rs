@@ -14,7 +14,13 @@ pub(super) const ROWS: &[Row] = &[
     native(39, "getpid", &[], Restart::None).note("true on a host: the job has a pid namespace with home's numbers"),
     special(56, "clone", &[Int, Int, Int, Int, Int], Restart::NoInt, "")
         .partial("threads and children are made in both halves, with home's number; rare flags come home"),
-    special(57, "fork", &[], Restart::NoInt, "the child is made in both halves, with home's number"),
+    special(
+        57,
+        "fork",
+        &[],
+        Restart::NoInt,
+        "the child is made in both halves, with home's number",
+    ),
     comes_home(58, "vfork", Restart::NoInt, "new processes are made at home"),
     comes_home(59, "execve", Restart::None, "programs are loaded at home").trapped(),
     special(
