@@ -2,6 +2,7 @@
 #ifndef BEHAVIOUR_H
 #define BEHAVIOUR_H
 #include "guest.h"
+#include <ftw.h>
 
 struct behaviour {
 	const char *name;
@@ -87,11 +88,47 @@ static inline sigset_t set_of(int signal)
 	CHECK((length) == (ssize_t)strlen(wanted) && !memcmp(is, wanted, strlen(wanted)), "%s is \"%.*s\" (%ld)", #is,   \
 	      (length) > 0 ? (int)(length) : 0, (const char *)(is), (long)(length))
 
-/* A folder of its own, the current one from here on; it is removed at the end by whoever runs the tests. */
+static char folder[40];
+static pid_t folder_owner;
+
+static inline int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *place)
+{
+	(void)status, (void)kind, (void)place;
+	return remove(path);
+}
+
+static inline void remove_folder(void)
+{
+	if (getpid() == folder_owner)
+		nftw(folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+}
+
+/* A folder of its own, the current one from here on; it goes when the guest has passed. */
 static inline void own_folder(void)
 {
-	char name[] = "/tmp/mosix-guest-XXXXXX";
-	CHECK(mkdtemp(name) != 0, "mkdtemp: %s", strerror(errno));
-	SYS(chdir(name));
+	strcpy(folder, "/tmp/mosix-guest-XXXXXX");
+	CHECK(mkdtemp(folder) != 0, "mkdtemp: %s", strerror(errno));
+	SYS(chdir(folder));
+	folder_owner = getpid();
+	atexit(remove_folder);
+}
+
+/* A file with this content, open for reading and writing, at its begin. */
+static inline int file_with(const char *name, const char *text)
+{
+	int fd = SYS(open(name, O_RDWR | O_CREAT | O_TRUNC, 0644));
+	CHECK(write(fd, text, strlen(text)) == (ssize_t)strlen(text), "write: %s", strerror(errno));
+	SYS(lseek(fd, 0, SEEK_SET));
+	return fd;
+}
+
+/* All of a file, which must be this. */
+static inline void holds(const char *name, const char *wanted)
+{
+	char text[1000];
+	int fd = SYS(open(name, O_RDONLY));
+	ssize_t n = read(fd, text, sizeof text);
+	BYTES(text, n, wanted);
+	close(fd);
 }
 #endif
