@@ -203,6 +203,16 @@ BEHAVIOUR(inotify_tells, "inotify_init inotify_add_watch inotify_rm_watch read")
 	CHECK(read(early, text, sizeof text) > 0 && event->mask == IN_CREATE && !strcmp(event->name, "made"), "the first watch");
 }
 
+BEHAVIOUR(closed_on_exec_from_the_first_moment, "epoll_create1 inotify_init1 eventfd2 timerfd_create pipe2 fcntl")
+{
+	away();
+	int fds[6] = { SYS(epoll_create1(EPOLL_CLOEXEC)), SYS(inotify_init1(IN_CLOEXEC)), SYS(eventfd(0, EFD_CLOEXEC)),
+		       SYS(timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC)) };
+	SYS(pipe2(fds + 4, O_CLOEXEC));
+	for (int i = 0; i < 6; i++)
+		SAME(fcntl(fds[i], F_GETFD), FD_CLOEXEC);
+}
+
 BEHAVIOUR(signalfd_made_away, "signalfd4")
 {
 	block(SIG_BLOCK, SIGUSR1);

@@ -12,16 +12,21 @@ const ROUNDS: [&[&str]; 3] = [&["n2"], &["n2", "n3"], &["n2", "home"]];
 const MASK: &str =
     "a signal that waits in the body and that only the temporary mask of a call opens does not end that call";
 const SIGNALFD: &str = "signals of a moved process wait in its body, where a signalfd does not see them";
+const FLAGS: &str = "what a process decides about SIGCHLD while it is away is not known to its kernel half";
+const LEADER: &str = "a moved process whose first thread has ended is taken for one that was killed";
+const OVERRUNS: &str = "each expiry of a timer is a signal of its own to a moved process, also while one waits";
 /// Behaviours that fail, for a reason that is known.
 const GAPS: &[(&str, &str)] = &[
+    ("children:children_that_nobody_waits_for", FLAGS),
+    ("children:no_word_of_stops", FLAGS),
+    ("children:no_zombies_by_flag", FLAGS),
     ("polling:epoll_pwait_opens_the_mask", MASK),
     ("polling:ppoll_opens_the_mask", MASK),
     ("polling:pselect_opens_the_mask", MASK),
     ("polling:signalfd_made_at_home", SIGNALFD),
+    ("threads:leader_exits_first", LEADER),
+    ("timers:posix_timer_overruns", OVERRUNS),
 ];
-
-/// Calls that no behaviour shows yet: the number only falls.
-const LEFT: usize = 300;
 
 /// Runs a behaviour in every way. The runs do not meet, and none of them computes: they go side by side.
 fn show(program: &str, name: &str) {
@@ -99,28 +104,56 @@ macro_rules! behaviours {
 }
 
 behaviours! {
+    children: children_that_nobody_waits_for no_word_of_stops no_zombies_by_flag sigchld_tells_what_happened
+        status_of_a_crash status_of_a_death status_of_an_exit stopped_and_continued wait_ends_with_a_signal
+        waiting_by_group;
+    credentials: capabilities groups_of_processes new_session real_and_effective_users users_are_told
+        users_for_files users_for_good users_of_all_threads;
     descriptors: descriptor_limit devices dup_takes_the_lowest fcntl_flags ioctl_of_every_descriptor
         memfd_and_seals ranges_close signal_when_a_pipe_has_data;
     file_content: advice_about_reading append_writes_at_the_end holes_are_found offset_is_shared_by_dups
         pread_and_pwrite_leave_the_offset signal_at_the_size_limit sizes_change vectors vectors_with_flags
         writing_it_out;
     file_copy: copy_of_a_range large_reads_and_writes sendfile_to_a_socket splice_and_tee vmsplice_a_pipe;
+    ipc: all_semaphores_at_once posix_queue_by_priority posix_queue_is_polled posix_queue_notifies
+        queue_by_types queue_is_waited_for segments_are_made_and_asked_about semaphores
+        semaphores_are_undone;
     locks: flock_is_kept lease_is_broken open_file_locks posix_locks_are_kept waiting_for_a_lock;
+    memory: advice fixed_addresses half_a_buffer locked_memory map_without_right mappings_grow_and_move
+        memory_of_oneself private_file private_memory protections stack_that_grows_down the_heap_s_end;
     metadata: extended_attributes modes newest_attributes owners status_by_every_call times_of_files;
     paths: another_root current_folder deleted_file_stays file_systems folder_is_read names_by_folder
         names_by_the_old_calls opened_with_limits removed_current_folder special_files;
     pipes: bytes_wait_in_a_pipe fifo_opens_when_both_are_there full_pipe packets_in_a_pipe
         read_ends_when_the_child_does sigpipe writer_of_a_fifo_waits_away;
-    polling: epoll_level_edge_oneshot epoll_pwait_opens_the_mask eventfd_counts inotify_tells
-        poll_says_what_is_ready ppoll_opens_the_mask pselect_opens_the_mask select_says_what_is_ready
-        signalfd_made_at_home signalfd_made_away timerfd_expires;
+    polling: closed_on_exec_from_the_first_moment epoll_level_edge_oneshot epoll_pwait_opens_the_mask
+        eventfd_counts inotify_tells poll_says_what_is_ready ppoll_opens_the_mask pselect_opens_the_mask
+        select_says_what_is_ready signalfd_made_at_home signalfd_made_away timerfd_expires;
+    process_state: kernel_log_has_a_size kind_of_execution limits names_of_the_machine own_pidfd priorities
+        processors properties sandbox_of_paths schedulers usage_is_told;
+    signal_handlers: alternate_stack_of_each_thread beyond_the_end_of_a_file blocked_in_its_own_handler
+        division_by_zero fault_addresses handler_changes_registers_and_mask handler_in_a_handler
+        illegal_instruction long_jump_out_of_a_handler nodefer_nests reset_after_one;
     signal_queue: ignoring_drops_what_is_pending ordinary_signals_merge pending_before_the_move
         realtime_order sigwaitinfo_takes_one;
     signal_send: kill_child kill_group kill_nothing kill_self pidfd_send_signal_self
         pthread_kill_is_for_one_thread raise_is_for_the_caller sigqueue_forged sigqueue_self sigqueue_thread
         tgkill_thread tkill_thread;
+    signal_waits: ignored_signals_end_nothing pause_ends polls_never_go_on
+        process_signal_finds_the_open_thread read_ends_or_goes_on restarted_read_gets_data
+        semop_never_goes_on sigsuspend_ends sigwait_from_home socket_calls_end
+        stopped_and_continued_in_a_read;
+    sockets_inet: accept_waits_for_a_client connect_without_waiting connection_refused_and_reset
+        interfaces_are_home_s tcp_made_at_home tcp_made_away udp urgent_byte version_six;
     sockets_unix: credentials_in_messages datagrams_keep_their_borders descriptors_in_messages
         many_messages_at_once options_of_a_socket packets pair_of_streams stream_server_by_name;
+    terminals: controlling_terminal hangup interrupt_character modes_of_a_terminal pty_opened_away
+        window_change_is_signalled window_size;
+    threads: barrier_between_threads cancelled_in_a_condition cancelled_in_a_read exit_handlers_run_in_order
+        leader_exits_first locals_of_threads mutex_with_inheritance names_of_threads recursive_mutex
+        robust_mutex_of_a_dead_owner semaphore_between_threads threads_made_away writers_wait_for_readers;
+    timers: alarm_made_at_home clocks_go_on interval_timer_goes_on posix_timer_for_a_thread
+        posix_timer_overruns posix_timer_signals rest_of_a_sleep sleep_until sleeps;
 }
 
 #[test]
@@ -131,7 +164,11 @@ fn every_declared_behaviour_is_run() {
         .map(|one| (one.program.as_str(), one.name.as_str()))
         .collect();
     let run: BTreeSet<(&str, &str)> = ALL.iter().copied().collect();
-    assert_eq!(declared, run);
+    let different: Vec<_> = declared.symmetric_difference(&run).collect();
+    assert!(
+        different.is_empty(),
+        "declared but not run, or run but not declared: {different:?}"
+    );
 }
 
 /// `cargo xtask gen-docs` writes it.
@@ -157,5 +194,5 @@ fn every_served_call_has_a_behaviour() {
         .filter(|row| matches!(row.way(), Some("home" | "here")) && !shown.contains(&row.name))
         .map(|row| row.name.as_str())
         .collect();
-    assert!(missing.len() <= LEFT, "no behaviour in tests/guests shows {missing:?}");
+    assert!(missing.is_empty(), "no behaviour in tests/guests shows {missing:?}");
 }
