@@ -148,8 +148,24 @@ BEHAVIOUR(clocks_go_on, "clock_gettime")
 	SYS(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t));
 	SYS(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t));
 	SYS(clock_getres(CLOCK_MONOTONIC, &t));
-	FAILS(clock_gettime(99, &t), EINVAL);
 	struct timeval v;
 	SYS(gettimeofday(&v, 0));
 	CHECK(v.tv_sec - time(0) >= -1 && v.tv_sec - time(0) <= 1, "two clocks differ");
+}
+
+BEHAVIOUR(clocks_of_others, "clock_gettime")
+{
+	pid_t child = SYS(fork());
+	if (child == 0)
+		for (;;)
+			pause();
+	clockid_t clock;
+	CHECK(clock_getcpuclockid(child, &clock) == 0, "clock_getcpuclockid");
+	away();
+	struct timespec t;
+	SYS(clock_gettime(clock, &t));
+	SYS(kill(child, SIGKILL));
+	SAME(waitpid(child, 0, 0), child);
+	FAILS(clock_gettime(clock, &t), EINVAL);
+	FAILS(clock_gettime(99, &t), EINVAL);
 }
