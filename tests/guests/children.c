@@ -216,3 +216,14 @@ BEHAVIOUR(wait_ends_with_a_signal, "wait4")
 	give_word(1);
 	SAME(waitpid(child, &status, 0), child);
 }
+
+BEHAVIOUR(forked_by_the_old_call, "fork wait4")
+{
+	away();
+	pid_t parent = getpid(), child = SYS(syscall(SYS_fork));
+	if (child == 0)
+		_exit(getppid() == parent && getpid() != parent ? 5 : 6);
+	int status;
+	SAME(waitpid(child, &status, 0), child);
+	SAME(status, 5 << 8);
+}

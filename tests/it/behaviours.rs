@@ -111,9 +111,9 @@ macro_rules! behaviours {
 }
 
 behaviours! {
-    children: children_that_nobody_waits_for no_word_of_stops no_zombies_by_flag sigchld_tells_what_happened
-        status_of_a_crash status_of_a_death status_of_an_exit stopped_and_continued wait_ends_with_a_signal
-        waiting_by_group;
+    children: children_that_nobody_waits_for forked_by_the_old_call no_word_of_stops no_zombies_by_flag
+        sigchld_tells_what_happened status_of_a_crash status_of_a_death status_of_an_exit
+        stopped_and_continued wait_ends_with_a_signal waiting_by_group;
     credentials: capabilities groups_of_processes new_session real_and_effective_users users_are_told
         users_for_files users_for_good users_of_all_threads;
     descriptors: descriptor_limit devices dup_takes_the_lowest fcntl_flags ioctl_of_every_descriptor
