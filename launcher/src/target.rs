@@ -3,7 +3,7 @@
 use crate::client::{Found, Search, jobs};
 use crate::exit::Exit;
 use mosix_wire::ids::Pid;
-use mosix_wire::job::{Refusal, RefusalKind, Target};
+use mosix_wire::job::{Refusal, RefusalKind, Target, Why};
 use std::os::unix::fs::MetadataExt;
 
 /// A failure with its exit code.
@@ -13,6 +13,8 @@ pub struct Failure {
     pub exit: Exit,
     /// One line.
     pub text: String,
+    /// The reason of the fixed list, where it is one.
+    pub why: Option<Why>,
 }
 
 impl Failure {
@@ -21,6 +23,7 @@ impl Failure {
         Self {
             exit,
             text: text.into(),
+            why: None,
         }
     }
 }
@@ -41,7 +44,10 @@ impl From<Refusal> for Failure {
             RefusalKind::Forbidden => Exit::Forbidden,
             RefusalKind::Failed | RefusalKind::Unsupported => Exit::Failed,
         };
-        Self::new(exit, refusal.text)
+        Self {
+            why: refusal.why,
+            ..Self::new(exit, refusal.text)
+        }
     }
 }
 

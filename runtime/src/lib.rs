@@ -12,6 +12,7 @@ pub mod link;
 pub mod migrate;
 pub mod node;
 pub mod process;
+pub mod reason;
 pub mod supervisor;
 pub mod syscall;
 pub mod transfer;

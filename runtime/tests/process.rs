@@ -44,7 +44,7 @@ fn take(pid: i32) -> (ProcessImage, Window, Frozen) {
     assert!(has_window(&mosix_runtime::process::maps::read(pid).expect("maps")));
     let slots: Vec<u32> = (0..frozen.threads.len() as u32).collect();
     let captured = capture(&frozen, &window, &slots, |tid| tid).expect("captures");
-    let layout = of_home(pid, &before, |_| true).expect("can move");
+    let layout = of_home(pid, &before, || None).expect("can move");
     let image = ProcessImage {
         pid: Pid(pid),
         epoch: Epoch(1),

@@ -13,6 +13,7 @@ mod home;
 mod lab;
 mod phases;
 mod programs;
+mod reasons;
 mod run;
 mod terminal;
 mod threads;

@@ -49,7 +49,7 @@ pub fn run(args: MigrateArgs) -> ExitCode {
         let moved: Vec<Value> = outcome.moved.iter().map(as_json).collect();
         let errors: Vec<Value> = failures
             .iter()
-            .map(|f| json!({ "code": f.exit as u8, "text": f.text }))
+            .map(|f| json!({ "code": f.exit as u8, "text": f.text, "cannot_move": f.why.as_ref().map(super::ps::why) }))
             .collect();
         println!(
             "{}",

@@ -5,13 +5,15 @@ use crate::exit::Exit;
 use bytesize::ByteSize;
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
-use mosix_wire::job::Process;
+use mosix_wire::job::{Process, Why};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 /// Show jobs and their processes: where each is, and why it cannot move.
+///
+/// GROUP: processes with the same number share memory that can be written. The reasons are listed by `mosix ctl reasons`.
 #[derive(Args, Debug)]
 pub struct PsArgs {
     /// Print JSON: `jobs`, `processes` and `silent`, with stable names, sizes in bytes and times in nanoseconds.
@@ -83,6 +85,7 @@ fn table(all: &[Found], users: bool) -> Table {
         "CPU",
         "STATE",
         "MOVES",
+        "GROUP",
         "CANNOT MOVE",
     ];
     if users {
@@ -102,6 +105,7 @@ fn table(all: &[Found], users: bool) -> Table {
                 cpu(p.cpu_ns),
                 p.state.to_string(),
                 p.moves.to_string(),
+                p.group.map(|pid| pid.to_string()).unwrap_or_default(),
                 p.stuck.as_ref().map(|w| w.text.clone()).unwrap_or_default(),
             ];
             if users {
@@ -142,8 +146,13 @@ fn process(found: &Found, p: &Process) -> Value {
         "pid": p.pid.0, "parent": p.parent.0, "program": p.program, "job": found.label(), "job_id": found.job.id.to_string(),
         "home": found.job.home, "where": p.place.to_string(), "threads": p.threads, "memory": p.memory, "cpu_ns": p.cpu_ns,
         "state": p.state.to_string(), "moves": p.moves,
-        "cannot_move": p.stuck.as_ref().map(|w| json!({ "code": w.code, "text": w.text, "remedy": w.remedy })),
+        "cannot_move": p.stuck.as_ref().map(why), "group": p.group.map(|pid| pid.0),
     })
+}
+
+/// A reason of the list in docs/reasons.md.
+pub fn why(w: &Why) -> Value {
+    json!({ "code": w.code, "text": w.text, "remedy": w.remedy })
 }
 
 #[cfg(test)]

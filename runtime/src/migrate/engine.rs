@@ -453,7 +453,16 @@ impl Engine for HomeEngine {
             Target::Process(_) => reply,
             Target::Job => reply.of_all(),
         };
+        let groups = matches!(target, Target::Job).then(|| processes::groups_of(&self.shared));
         for pid in pids {
+            // One that was named has been looked at by whoever took the command.
+            if let Some(groups) = &groups
+                && to != Place::Home
+                && let Some(why) = processes::cannot_leave(&self.shared, pid, Some(groups))
+            {
+                reply.refuse_for(pid, &why);
+                continue;
+            }
             let (to, reply) = (to.clone(), Some(reply.clone()));
             self.wish(
                 cx,

@@ -131,7 +131,7 @@ fn transfer(
     fault::at("home.connected");
     let mut known = HashSet::new();
     let mappings = maps::read(errand.pid)?;
-    if let Ok(layout) = layout::of_home(errand.pid, &mappings, |_| true) {
+    if let Ok(layout) = layout::of_home(errand.pid, &mappings, || None) {
         send_files(stream, &layout.files, &layout.paths, &mut known, errand)?;
         let ahead = ToHost::Prepare {
             pid: Pid(errand.pid),

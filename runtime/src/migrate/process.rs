@@ -17,6 +17,7 @@ use crate::process::step;
 use crate::process::waited::monotonic;
 use crate::process::window::ScriptError;
 use crate::process::{freeze as freezing, maps, restore};
+use crate::reason::{Reason, probe};
 use crate::supervisor::engine::Reply;
 use crate::syscall::table;
 use mosix_loader::script::Op;
@@ -26,7 +27,7 @@ use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace;
 use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Seq};
 use mosix_wire::image::{CpuImage, ProcessImage, SigInfo, ThreadImage};
-use mosix_wire::job::Place;
+use mosix_wire::job::{Place, Why};
 use mosix_wire::link::Exit;
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -72,6 +73,36 @@ pub enum DepartError {
     },
 }
 
+impl DepartError {
+    /// The reason of the fixed list, if it is one.
+    pub fn why(&self) -> Option<Why> {
+        Some(match self {
+            Self::Unmovable { why, .. } => why.0.clone(),
+            Self::Freeze(FreezeError::Stopped(_)) => Reason::Stopped.why(),
+            Self::Freeze(FreezeError::ZombieLeader(_)) => Reason::LeaderExited.why(),
+            Self::Freeze(FreezeError::Stuck { vfork: true, .. }) => Reason::Vfork.why(),
+            Self::Freeze(stuck @ FreezeError::Stuck { .. }) => Reason::Uninterruptible.because(stuck.to_string()),
+            Self::Inject(InjectError::Taken(_)) => Reason::Window.why(),
+            Self::Capture(CaptureError::Threads { count, .. }) => probe::too_many_threads(*count),
+            Self::Capture(CaptureError::LocalDescriptors(_)) => Reason::LocalDescriptors.why(),
+            Self::Capture(CaptureError::Dispatch(_)) => Reason::SyscallDispatch.why(),
+            _ => return None,
+        })
+    }
+
+    /// Whether only a freeze can find that: nothing shows it in /proc.
+    pub fn hidden(&self) -> bool {
+        let hidden = [
+            Reason::LocalDescriptors,
+            Reason::SyscallDispatch,
+            Reason::ProtectionKeys,
+            Reason::ShadowStack,
+        ];
+        self.why()
+            .is_some_and(|why| hidden.iter().any(|reason| reason.code() == why.code))
+    }
+}
+
 /// The move under way, for its report.
 #[derive(Debug)]
 pub struct Journey {
@@ -91,6 +122,8 @@ pub struct Journey {
     pub bytes: u64,
     /// Why it failed, once known.
     pub why: Option<String>,
+    /// The reason of the fixed list, if it is one.
+    pub reason: Option<Why>,
 }
 
 /// One process.
@@ -245,7 +278,7 @@ impl Process {
         &mut self,
         attempt: Epoch,
         home: Nonce,
-        sole: impl Fn(&maps::Mapping) -> bool,
+        judged: impl FnOnce() -> Option<Why>,
         deputy: impl FnOnce(crate::process::window::Window) -> io::Result<Arc<Deputy>>,
     ) -> Result<Outgoing, DepartError> {
         let pid = self.pid;
@@ -267,7 +300,7 @@ impl Process {
             }
         }
         self.waits.clear();
-        let captured = self.capture(frozen, (attempt, home), &flags, sole, deputy, &mut phases);
+        let captured = self.capture(frozen, (attempt, home), &flags, judged, deputy, &mut phases);
         phases.log(pid, "departure");
         if captured.is_err() {
             self.wake();
@@ -280,7 +313,7 @@ impl Process {
         frozen: Frozen,
         (attempt, home): (Epoch, Nonce),
         flags: &HashMap<u64, Vec<[u8; 2]>>,
-        sole: impl Fn(&maps::Mapping) -> bool,
+        judged: impl FnOnce() -> Option<Why>,
         deputy: impl FnOnce(crate::process::window::Window) -> io::Result<Arc<Deputy>>,
         phases: &mut Phases,
     ) -> Result<Outgoing, DepartError> {
@@ -298,7 +331,7 @@ impl Process {
         crate::process::step::out_of(frozen, |ip| vdso.contains(&ip))?;
         let frozen = &*frozen;
         maps::attach(&mut mappings, flags);
-        let layout = layout::of_home(pid, &mappings, sole).map_err(|why| DepartError::Unmovable { pid, why })?;
+        let layout = layout::of_home(pid, &mappings, judged).map_err(|why| DepartError::Unmovable { pid, why })?;
         phases.mark("maps");
         let kept = has_window(&mappings);
         let deputy = match self.deputy.take() {

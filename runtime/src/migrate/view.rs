@@ -1,7 +1,6 @@
 //! What the home gate and the layout ask about the job's other processes.
 
 use super::walk::Walker;
-use crate::process::maps::{self, Mapping};
 use crate::process::stat::Stat;
 use crate::supervisor::processes;
 use crate::syscall::policy::JobView;
@@ -98,23 +97,4 @@ impl JobView for View {
         let name = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
         Some(name.into_os_string().into_encoded_bytes())
     }
-}
-
-/// Whether `pid` is the only process of the job that maps this shared file or memory. Memory that is not a file of a real file system
-/// can be shared with anybody who got its descriptor: then only a file counts.
-pub fn sole_mapper(supervisor: i32, pid: i32, mapping: &Mapping) -> bool {
-    let nameless = mapping.name.starts_with("/memfd:")
-        || mapping.name.starts_with("/SYSV")
-        || mapping.name.starts_with("/dev/shm/")
-        || mapping.name.starts_with("/dev/zero");
-    let Ok(all) = processes::descendants(supervisor) else {
-        return false;
-    };
-    let shared = all.iter().filter(|stat| stat.pid != pid).any(|stat| {
-        maps::read(stat.pid).is_ok_and(|maps| {
-            maps.iter()
-                .any(|other| other.shared && (other.device, other.inode) == (mapping.device, mapping.inode))
-        })
-    });
-    !shared && (!nameless || mapping.name.starts_with("/dev/zero"))
 }

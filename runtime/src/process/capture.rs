@@ -24,6 +24,7 @@ const PR_GET_THP_DISABLE: u64 = 42;
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
 const RSEQ_UNREGISTER: u64 = 1;
 const SIGNALS: usize = 64;
+const LDT_ENTRY: u64 = 8;
 const KERNEL_SIGACTION: usize = 32;
 
 /// What only the process itself could tell.
@@ -76,6 +77,12 @@ pub enum CaptureError {
         /// Its threads.
         count: usize,
     },
+    /// It has a local descriptor table.
+    #[error("process {0} has a local descriptor table (modify_ldt)")]
+    LocalDescriptors(i32),
+    /// It handles system calls by itself.
+    #[error("thread {0} handles its own system calls (syscall user dispatch)")]
+    Dispatch(i32),
     /// The stub in this binary is damaged.
     #[error(transparent)]
     Stub(#[from] StubError),
@@ -94,8 +101,21 @@ pub fn capture(
     if count > mosix_wire::limits::THREADS || count == 0 || slots.len() != count {
         return Err(CaptureError::Threads { pid: frozen.pid, count });
     }
+    if let Some(thread) = frozen.threads.iter().find(|thread| ptrace::dispatches(thread.tid)) {
+        return Err(CaptureError::Dispatch(thread.tid));
+    }
     let mut images = outside(frozen, number)?;
     let (actions, brk, attributes, pending) = inside(frozen, window, slots, &mut images, true)?;
+    let buffer = Window::buffer(slots[0]).0;
+    // READ of modify_ldt(2): how many bytes of a table there are.
+    let ask = Op::may(libc::SYS_modify_ldt, [0, buffer, LDT_ENTRY, 0, 0, 0]);
+    if window
+        .run(slots[0], &[ask], SCRIPT_LIMIT)?
+        .first()
+        .is_some_and(|bytes| *bytes > 0)
+    {
+        return Err(CaptureError::LocalDescriptors(frozen.pid));
+    }
     Ok(Captured {
         threads: images,
         actions,

@@ -109,6 +109,8 @@ pub enum FreezeError {
         waited: Duration,
         /// What it seems to do.
         what: String,
+        /// It waits for its vfork child.
+        vfork: bool,
     },
     /// The process ended meanwhile.
     #[error("process {0} ended")]
@@ -344,6 +346,7 @@ fn stop(
                     tid,
                     waited: limit,
                     what,
+                    vfork: crate::reason::probe::in_vfork(pid),
                 });
             }
             Err(_) => return Ok(None),

@@ -2,9 +2,11 @@
 //!
 //! Every mapping is either carried, left out knowingly (the window, the node's vsyscall page), or the reason why the process cannot move.
 
-use super::maps::Mapping;
+use super::maps::{self, Mapping};
+use crate::reason::{Reason, probe};
 use mosix_loader::script::abi::{WINDOW, WINDOW_END};
 use mosix_wire::image::{Backing, FileRef, VdsoImage, Vma, VmaFlags};
+use mosix_wire::job::Why;
 use std::collections::HashMap;
 use std::fs::Metadata;
 use std::ops::Range;
@@ -38,26 +40,15 @@ pub struct Layout {
 
 /// Why a process with this memory map cannot move now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unmovable {
-    /// Memory shared with others.
-    #[error("it shares writable memory ({0}) with others")]
-    Shared(String),
-    /// A device mapping.
-    #[error("it maps the device {0}")]
-    Device(String),
-    /// A mapping inside of the window that is not ours.
-    #[error("memory is mapped at {0:#x}, where the window belongs")]
-    Window(u64),
-    /// More mappings than a move carries.
-    #[error("it has {0} mappings; at most {max} can move", max = mosix_wire::limits::VMAS)]
-    TooMany(usize),
-}
+#[error("{}", .0.text)]
+pub struct Unmovable(pub Why);
 
-/// Decides about every mapping of a process at home. `sole` tells whether this process is the only one that maps a shared file.
-pub fn of_home(pid: i32, mappings: &[Mapping], sole: impl Fn(&Mapping) -> bool) -> Result<Layout, Unmovable> {
+/// Decides about every mapping of a process at home. `judged` tells, when the process maps anything shared, whether others see that memory too.
+pub fn of_home(pid: i32, mappings: &[Mapping], judged: impl FnOnce() -> Option<Why>) -> Result<Layout, Unmovable> {
     if mappings.len() > mosix_wire::limits::VMAS {
-        return Err(Unmovable::TooMany(mappings.len()));
+        return Err(Unmovable(probe::too_many_mappings(mappings.len())));
     }
+    let mut judged = Some(judged);
     let mut layout = Layout::default();
     let mut known: HashMap<(u64, u64), Option<u32>> = HashMap::new();
     for mapping in mappings {
@@ -65,7 +56,7 @@ pub fn of_home(pid: i32, mappings: &[Mapping], sole: impl Fn(&Mapping) -> bool) 
             continue;
         }
         if mapping.start < WINDOW_END && mapping.end > WINDOW {
-            return Err(Unmovable::Window(mapping.start));
+            return Err(Unmovable(Reason::Window.why()));
         }
         let mut flags = carried_flags(mapping);
         let (backing, pages) = match mapping.name.as_str() {
@@ -73,13 +64,11 @@ pub fn of_home(pid: i32, mappings: &[Mapping], sole: impl Fn(&Mapping) -> bool) 
             "[vdso]" => (Backing::Vdso, Pages::None),
             _ if mapping.special() => (Backing::Reserved, Pages::None),
             _ => {
-                if mapping.has(b"io") || mapping.has(b"pf") {
-                    return Err(Unmovable::Device(mapping.name.clone()));
-                }
+                obstacle(mapping)?;
                 if mapping.shared {
                     flags |= VmaFlags::WAS_SHARED;
-                    if mapping.prot & 2 != 0 && !sole(mapping) {
-                        return Err(Unmovable::Shared(display(mapping)));
+                    if let Some(why) = judged.take().and_then(|judged| judged()) {
+                        return Err(Unmovable(why));
                     }
                 }
                 behind(pid, mapping, &mut known, &mut layout)
@@ -97,12 +86,18 @@ pub fn of_home(pid: i32, mappings: &[Mapping], sole: impl Fn(&Mapping) -> bool) 
     Ok(layout)
 }
 
-fn display(mapping: &Mapping) -> String {
-    if mapping.name.is_empty() {
-        format!("at {:#x}", mapping.start)
+/// What no host can have.
+fn obstacle(mapping: &Mapping) -> Result<(), Unmovable> {
+    let found = if mapping.has(b"io") || mapping.has(b"pf") {
+        Some(Reason::Device.because(format!("it maps the device {}", mapping.name)))
+    } else if mapping.has(b"ss") {
+        Some(Reason::ShadowStack.why())
+    } else if mapping.has(maps::HAS_KEY) {
+        Some(Reason::ProtectionKeys.why())
     } else {
-        mapping.name.clone()
-    }
+        probe::behind(&mapping.name, mapping.shared)
+    };
+    found.map_or(Ok(()), |why| Err(Unmovable(why)))
 }
 
 fn behind(

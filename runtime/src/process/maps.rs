@@ -51,22 +51,31 @@ pub fn read(tid: i32) -> io::Result<Vec<Mapping>> {
     parse(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{tid}/maps"))?))
 }
 
+/// Stands among the VmFlags of memory that has a protection key other than 0.
+pub const HAS_KEY: &[u8; 2] = b"\0k";
+
 /// Reads VmFlags by start address from smaps. Slow (12 ms per GiB of small pages): never while frozen.
 pub fn flags(tid: i32) -> io::Result<HashMap<u64, Vec<[u8; 2]>>> {
     let bytes = std::fs::read(format!("/proc/{tid}/smaps"))?;
-    let mut start = 0;
+    let (mut start, mut key) = (0, false);
     let mut all = HashMap::new();
     for line in String::from_utf8_lossy(&bytes).lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             let flags = flags
                 .split_whitespace()
                 .filter_map(|flag| <[u8; 2]>::try_from(flag.as_bytes()).ok());
-            all.insert(start, flags.collect());
+            let mut flags: Vec<[u8; 2]> = flags.collect();
+            if key {
+                flags.push(*HAS_KEY);
+            }
+            all.insert(start, flags);
+        } else if let Some(number) = line.strip_prefix("ProtectionKey:") {
+            key = number.trim() != "0";
         } else if let Some((range, _)) = line.split_once(' ')
             && let Some((low, _)) = range.split_once('-')
             && let Ok(low) = u64::from_str_radix(low, 16)
         {
-            start = low;
+            (start, key) = (low, false);
         }
     }
     Ok(all)

@@ -30,6 +30,8 @@ pub struct Stat {
     pub start: u64,
     /// Resident pages.
     pub resident: u64,
+    /// Where the stack of its first thread begins; 0 when it may not be looked at.
+    pub stack: u64,
 }
 
 impl Stat {
@@ -69,6 +71,7 @@ impl Stat {
             threads: number(20)?.try_into().ok()?,
             start: number(22)?.try_into().ok()?,
             resident: number(24)?.try_into().ok()?,
+            stack: fields.get(28 - 3).and_then(|f| f.parse().ok()).unwrap_or(0),
         })
     }
 

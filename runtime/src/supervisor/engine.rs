@@ -129,6 +129,7 @@ impl Drop for Batch {
                 kind: RefusalKind::UnknownProcess,
                 pid: None,
                 text: "the job's processes have ended".to_owned(),
+                why: None,
             })
         };
         let _ = self.answers.send(last);
@@ -171,11 +172,16 @@ impl Reply {
 
     /// Refuses: the last answer about this process.
     pub fn refuse(&self, kind: RefusalKind, pid: Option<i32>, text: impl Into<String>) {
-        let refusal = Refusal {
+        self.refuse_with(Refusal {
             kind,
             pid: pid.map(mosix_wire::ids::Pid),
             text: text.into(),
-        };
+            why: None,
+        });
+    }
+
+    fn refuse_with(&self, refusal: Refusal) {
+        let kind = refusal.kind;
         match &self.batch {
             None => self.send(Answer::Refused(refusal)),
             // A process of many that ends is what processes do.
@@ -189,13 +195,12 @@ impl Reply {
 
     /// Refuses a process for `why` it cannot move: the last answer about it.
     pub fn refuse_for(&self, pid: i32, why: &Why) {
-        let remedy = if why.remedy.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", why.remedy)
-        };
-        let text = format!("process {pid} cannot move: {}{remedy}", why.text);
-        self.refuse(RefusalKind::CannotMove, Some(pid), text);
+        self.refuse_with(Refusal {
+            kind: RefusalKind::CannotMove,
+            pid: Some(mosix_wire::ids::Pid(pid)),
+            text: crate::reason::refusal(pid, why),
+            why: Some(why.clone()),
+        });
     }
 }
 

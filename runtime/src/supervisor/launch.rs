@@ -10,12 +10,12 @@ use super::guardian::{self, Guardian};
 use super::launcher_watch::LauncherWatch;
 use super::mirror::{self, Mirror, Receiver, ToLauncher};
 use super::notify::Execed;
-use super::reason::filters_of;
 use super::shared::Shared;
 use super::socket::JobSocket;
 use super::tracer::{Parts, Tracer};
 use super::{execlog, last_words, notify, rundir};
 use crate::process::stat::Stat;
+use crate::reason::probe::filters_of;
 use anyhow::Context as _;
 use mosix_sys::notif::Listener;
 use mosix_sys::process::{Fork, block_all_signals, close_all_but, default_action, exit_now, fork};
@@ -288,7 +288,7 @@ fn leave_surroundings(start: &Start, born: &super::birth::Born) -> anyhow::Resul
 impl Prepared {
     fn run<E: Engine>(self, mut start: Start, engine: impl FnOnce(&Arc<Shared>) -> E) -> anyhow::Result<()> {
         let shared = Arc::new(Shared::new(self.job(&start.spec)));
-        let own_filters = self.filters_before + u32::from(self.listener.is_some());
+        shared.set_own_filters(self.filters_before + u32::from(self.listener.is_some()));
         start.mirror.send(ToLauncher::Started { pid: self.born.pid });
         let served = match (self.listener, &start.guard) {
             (Some(listener), Some(guard)) => Some(serve_filter(listener, guard, self.socket.as_ref())?),
@@ -314,7 +314,7 @@ impl Prepared {
             }
         }
         if let Some(socket) = &self.socket
-            && let Err(e) = socket.serve(shared, handle.clone(), own_filters)
+            && let Err(e) = socket.serve(shared, handle.clone())
         {
             handle.notice(unreachable_job(&e.into()));
         }

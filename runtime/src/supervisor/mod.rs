@@ -23,7 +23,6 @@ pub mod last_words;
 pub mod launch;
 pub mod mirror;
 pub mod processes;
-pub mod reason;
 pub mod rundir;
 pub mod shared;
 pub mod socket;

@@ -3,11 +3,12 @@
 //! A child subreaper keeps every descendant below it, daemons included, so the tree of parents is the job. fork and exit are not
 //! trapped; reading every /proc/PID/stat once is cheaper than anything that would slow them down.
 
-use super::reason::{Sharing, why_not};
 use super::shared::Shared;
 use crate::process::stat::Stat;
+use crate::reason::sharing::Groups;
+use crate::reason::why_not;
 use mosix_wire::ids::Pid;
-use mosix_wire::job::{Process, State};
+use mosix_wire::job::{Place, Process, State, Why};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -64,20 +65,44 @@ pub fn is_descendant(pid: i32, ancestor: i32) -> bool {
     false
 }
 
-/// Lists the job for `mosix ps`. `own_filters`: filters that the job's processes have by birth.
+/// Why a process cannot leave home, as far as /proc shows it. None for one whose body is away, which has left. `groups`: those of the job, where
+/// they are known already.
+pub fn cannot_leave(shared: &Shared, pid: i32, groups: Option<&Groups>) -> Option<Why> {
+    if shared.placement(pid).place != Place::Home {
+        return None;
+    }
+    let found;
+    let groups = match groups {
+        Some(groups) => groups,
+        None => {
+            found = groups_of(shared);
+            &found
+        }
+    };
+    why_not(pid, shared.own_filters(), shared.supervisor(), groups)
+}
+
+/// Which processes of the job share memory.
+pub fn groups_of(shared: &Shared) -> Groups {
+    let all = descendants(shared.supervisor()).unwrap_or_default();
+    Groups::of(&all.iter().map(|stat| stat.pid).collect::<Vec<_>>())
+}
+
+/// Lists the job for `mosix ps`.
 ///
 /// # Errors
 /// When /proc cannot be listed.
-pub fn list(shared: &Shared, own_filters: u32) -> io::Result<Vec<Process>> {
+pub fn list(shared: &Shared) -> io::Result<Vec<Process>> {
     let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
     let tick_ns = 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1);
-    let mut sharing = Sharing::new();
-    let rows = descendants(shared.supervisor())?.into_iter().map(|stat| {
+    let all = descendants(shared.supervisor())?;
+    let groups = Groups::of(&all.iter().map(|stat| stat.pid).collect::<Vec<_>>());
+    let rows = all.into_iter().map(|stat| {
         let placement = shared.placement(stat.pid);
         let stuck = placement
             .stuck
             .clone()
-            .or_else(|| why_not(stat.pid, own_filters, shared.supervisor(), &mut sharing).map(|r| r.why()));
+            .or_else(|| cannot_leave(shared, stat.pid, Some(&groups)));
         let state = match stat.state {
             _ if placement.moving => State::Moving,
             _ if placement.waiting => State::Waiting,
@@ -103,6 +128,7 @@ pub fn list(shared: &Shared, own_filters: u32) -> io::Result<Vec<Process>> {
             place: placement.place,
             moves: placement.moves,
             stuck,
+            group: groups.group(stat.pid).map(Pid),
         }
     });
     Ok(rows.collect())

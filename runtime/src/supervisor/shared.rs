@@ -6,6 +6,7 @@
 use mosix_wire::ids::JobId;
 use mosix_wire::job::{Job, Place, Why};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Most notes that a job keeps: a job that starts set-uid programs in a loop must not grow its supervisor.
@@ -24,7 +25,7 @@ pub struct Placement {
     pub waiting: bool,
     /// What the body uses on its host, when it is away, and CPU time left on former hosts.
     pub usage: Usage,
-    /// Why it cannot move, where the engine found more than the probe of [`super::reason`] can see.
+    /// Why it cannot move, where the engine found more than [`crate::reason::probe`] can see.
     pub stuck: Option<Why>,
 }
 
@@ -60,6 +61,7 @@ pub struct Shared {
     inner: Mutex<Inner>,
     id: JobId,
     supervisor: i32,
+    own_filters: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -78,6 +80,7 @@ impl Shared {
         Self {
             id: job.id,
             supervisor: job.supervisor.0,
+            own_filters: AtomicU32::new(0),
             inner: Mutex::new(Inner {
                 job,
                 placements: BTreeMap::new(),
@@ -99,6 +102,16 @@ impl Shared {
     /// The supervisor's pid.
     pub fn supervisor(&self) -> i32 {
         self.supervisor
+    }
+
+    /// How many seccomp filters the job's processes have by birth: more are a program's own.
+    pub fn own_filters(&self) -> u32 {
+        self.own_filters.load(Ordering::Relaxed)
+    }
+
+    /// Says so, before anybody asks.
+    pub fn set_own_filters(&self, count: u32) {
+        self.own_filters.store(count, Ordering::Relaxed);
     }
 
     /// The job as it is now.

@@ -4,10 +4,11 @@
 //! deputy executes what a host asks for, so its connection could be the host's.
 
 use super::engine::{Command, Handle, Reply};
-use super::processes::{descendants, is_descendant, list};
+use super::frames;
+use super::processes::{cannot_leave, descendants, is_descendant, list};
 use super::rundir::{remove_socket, socket_name, unheard_name};
 use super::shared::Shared;
-use super::{frames, reason};
+use crate::reason;
 use mosix_sys::process::kill;
 use mosix_wire::ids::{JobId, Pid};
 use mosix_wire::job::{Answer, Refusal, RefusalKind, Request, Target};
@@ -70,11 +71,11 @@ impl JobSocket {
         &self.path
     }
 
-    /// Serves on a thread of its own until the process ends. `own_filters`: filters that the job's processes have by birth.
+    /// Serves on a thread of its own until the process ends.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn serve<M: Send + 'static>(&self, shared: Arc<Shared>, handle: Handle<M>, own_filters: u32) -> io::Result<()> {
+    pub fn serve<M: Send + 'static>(&self, shared: Arc<Shared>, handle: Handle<M>) -> io::Result<()> {
         let listener = self.listener.try_clone()?;
         let busy = Arc::new(AtomicUsize::new(0));
         let answering = Arc::clone(&self.answering);
@@ -95,7 +96,7 @@ impl JobSocket {
                 let _ = std::thread::Builder::new().name("job-request".into()).spawn(move || {
                     let _slot = slot;
                     // The asker sees the end of its connection; there is nobody else to tell.
-                    let _ = answer(stream, &shared, &handle, own_filters, &answering);
+                    let _ = answer(stream, &shared, &handle, &answering);
                 });
             }
         })?;
@@ -133,7 +134,6 @@ fn answer<M: Send + 'static>(
     mut stream: UnixStream,
     shared: &Shared,
     handle: &Handle<M>,
-    own_filters: u32,
     answering: &Arc<AtomicUsize>,
 ) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -147,7 +147,7 @@ fn answer<M: Send + 'static>(
     let _answering = Slot(Arc::clone(answering));
     match request {
         Request::Ps => {
-            let processes = list(shared, own_filters)?;
+            let processes = list(shared)?;
             frames::write(
                 &mut stream,
                 &Answer::Rows {
@@ -159,7 +159,7 @@ fn answer<M: Send + 'static>(
         Request::Kill { target, signal } => frames::write(&mut stream, &send_signal(shared, target, signal)),
         Request::Migrate { target, to } => {
             if let Target::Process(Pid(pid)) = target
-                && let Some(refusal) = not_movable(shared, pid, own_filters)
+                && let Some(refusal) = not_movable(shared, pid)
             {
                 return frames::write(&mut stream, &Answer::Refused(refusal));
             }
@@ -178,6 +178,7 @@ fn answer<M: Send + 'static>(
                         kind: RefusalKind::Failed,
                         pid: None,
                         text,
+                        why: None,
                     }),
                 )?;
             }
@@ -191,6 +192,7 @@ fn refusal(kind: RefusalKind, pid: Option<i32>, text: String) -> Refusal {
         kind,
         pid: pid.map(Pid),
         text,
+        why: None,
     }
 }
 
@@ -214,26 +216,15 @@ fn admit(stream: &UnixStream, shared: &Shared) -> Result<(), Refusal> {
 }
 
 /// Why `pid` cannot be asked to move, if so.
-fn not_movable(shared: &Shared, pid: i32, own_filters: u32) -> Option<Refusal> {
+fn not_movable(shared: &Shared, pid: i32) -> Option<Refusal> {
     if !is_descendant(pid, shared.supervisor()) {
         let text = format!("process {pid} does not belong to job {}", shared.id());
         return Some(refusal(RefusalKind::UnknownProcess, Some(pid), text));
     }
-    // Memory shared with others shows only when the others are looked at first.
-    let mut sharing = reason::Sharing::new();
-    for other in descendants(shared.supervisor()).ok()? {
-        if other.pid != pid {
-            let _ = reason::why_not(other.pid, own_filters, shared.supervisor(), &mut sharing);
-        }
-    }
-    let why = reason::why_not(pid, own_filters, shared.supervisor(), &mut sharing)?.why();
-    let remedy = if why.remedy.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", why.remedy)
-    };
-    let text = format!("process {pid} cannot move: {}{remedy}", why.text);
-    Some(refusal(RefusalKind::CannotMove, Some(pid), text))
+    let why = cannot_leave(shared, pid, None)?;
+    let mut refused = refusal(RefusalKind::CannotMove, Some(pid), reason::refusal(pid, &why));
+    refused.why = Some(why);
+    Some(refused)
 }
 
 /// Signals a process of the job, or all.

@@ -295,6 +295,19 @@ pub fn rseq(tid: i32) -> io::Result<Option<(u64, u32, u32)>> {
     Ok(registered.then_some((config.rseq_abi_pointer, config.rseq_abi_size, config.signature)))
 }
 
+/// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, Linux 6.4.
+const GET_DISPATCH: libc::c_uint = 0x4210;
+
+/// Whether a stopped tracee handles its own system calls (syscall user dispatch). Kernels that do not tell say no.
+pub fn dispatches(tid: i32) -> bool {
+    // ptrace_sud_config: mode, selector, offset, length.
+    let mut config = [0u64; 4];
+    let size = size_of_val(&config);
+    // SAFETY: the request writes at most `size` bytes.
+    let told = check(unsafe { libc::ptrace(GET_DISPATCH, tid, size, config.as_mut_ptr()) });
+    told.is_ok() && config[0] != 0
+}
+
 /// Reads a thread's robust futex list: head and length. Needs ptrace rights, not a stop.
 pub fn robust_list(tid: i32) -> io::Result<(u64, u64)> {
     let (mut head, mut length) = (0u64, 0u64);

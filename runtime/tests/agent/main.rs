@@ -322,7 +322,7 @@ fn take(mut command: Command, epoch: Epoch) -> Taken {
         |tid| tid,
     )
     .expect("captures");
-    let layout = of_home(pid, &before, |_| true).expect("can move");
+    let layout = of_home(pid, &before, || None).expect("can move");
     let image = ProcessImage {
         pid: Pid(pid),
         epoch,

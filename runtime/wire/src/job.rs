@@ -160,6 +160,8 @@ pub struct Process {
     pub moves: u32,
     /// Why it cannot move now.
     pub stuck: Option<Why>,
+    /// The processes with which it shares memory that can be written, named by the lowest pid among them.
+    pub group: Option<Pid>,
 }
 
 /// What a process does.
@@ -247,6 +249,8 @@ pub struct Refusal {
     pub pid: Option<Pid>,
     /// For people: object, reason, what to do.
     pub text: String,
+    /// The reason of the fixed list, where it is one.
+    pub why: Option<Why>,
 }
 
 /// Kinds of [`Refusal`].

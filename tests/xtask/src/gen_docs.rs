@@ -7,28 +7,27 @@ use anyhow::{Context, Result, ensure};
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
-/// Lets `mosix` print its table, adds the tests of each call, and writes docs/syscalls.md.
+/// Lets `mosix` print its lists, adds the tests of each call, and writes docs/syscalls.md and docs/reasons.md.
 pub fn run(_args: Args) -> Result<()> {
+    let syscalls = mosix_tests::coverage::page(&printed("syscalls")?);
+    let reasons = printed("reasons")?;
+    for (name, text) in [("syscalls", syscalls), ("reasons", reasons)] {
+        let page = root()?.join(format!("docs/{name}.md"));
+        std::fs::write(&page, text).with_context(|| page.display().to_string())?;
+        println!("{}", page.display());
+    }
+    Ok(())
+}
+
+/// What `mosix ctl NAME --markdown` prints.
+fn printed(name: &str) -> Result<String> {
     let mut command = cargo()?;
-    command.args([
-        "run",
-        "--quiet",
-        "--package",
-        "mosix",
-        "--",
-        "ctl",
-        "syscalls",
-        "--markdown",
-    ]);
+    command.args(["run", "--quiet", "--package", "mosix", "--", "ctl", name, "--markdown"]);
     let output = command.output().context("running mosix")?;
     ensure!(
         output.status.success(),
-        "mosix ctl syscalls: {}",
+        "mosix ctl {name}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let page = root()?.join("docs/syscalls.md");
-    let text = mosix_tests::coverage::page(&String::from_utf8(output.stdout).context("the page")?);
-    std::fs::write(&page, text).with_context(|| page.display().to_string())?;
-    println!("{}", page.display());
-    Ok(())
+    String::from_utf8(output.stdout).context("the page")
 }

@@ -5,7 +5,9 @@ mod probes;
 
 use crate::exit::Exit;
 use clap::{Args, Subcommand};
+use mosix_runtime::reason::{self, Lasts, Reason};
 use mosix_runtime::syscall::report;
+use serde_json::json;
 use std::process::ExitCode;
 
 /// Look at this node.
@@ -22,14 +24,16 @@ enum Verb {
     /// Exit code 1 when programs cannot be run or hosted here.
     Check(Json),
     /// Show what happens to each system call of a process that is away.
-    Syscalls(SyscallsArgs),
+    Syscalls(PageArgs),
+    /// List the reasons why a process cannot move, and what would help.
+    Reasons(PageArgs),
 }
 
 #[derive(Args, Debug)]
-struct SyscallsArgs {
+struct PageArgs {
     #[command(flatten)]
     json: Json,
-    /// Print the page docs/syscalls.md.
+    /// Print the page of docs/.
     #[arg(long, conflicts_with = "json")]
     markdown: bool,
 }
@@ -50,7 +54,32 @@ pub fn run(args: &CtlArgs) -> anyhow::Result<ExitCode> {
             Ok(Exit::Done.into())
         }
         Verb::Syscalls(args) => syscalls(args.json.json),
+        Verb::Reasons(args) if args.markdown => {
+            print!("{}", reason::markdown());
+            Ok(Exit::Done.into())
+        }
+        Verb::Reasons(args) => reasons(args.json.json),
     }
+}
+
+fn reasons(json: bool) -> anyhow::Result<ExitCode> {
+    let lasts = |reason: &Reason| match reason.lasts() {
+        Lasts::Now => "now",
+        Lasts::Ever => "at all",
+    };
+    if json {
+        let row = |reason: &Reason| json!({ "code": reason.code(), "cannot_move": lasts(reason), "text": reason.meaning(), "remedy": reason.remedy() });
+        println!("{}", Reason::ALL.iter().map(row).collect::<serde_json::Value>());
+        return Ok(Exit::Done.into());
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING);
+    table.set_header(["CODE", "CANNOT MOVE", "BECAUSE", "WHAT HELPS"]);
+    for reason in Reason::ALL {
+        table.add_row([reason.code(), lasts(reason), reason.meaning(), reason.remedy()]);
+    }
+    println!("{table}");
+    Ok(Exit::Done.into())
 }
 
 fn syscalls(json: bool) -> anyhow::Result<ExitCode> {

@@ -302,6 +302,8 @@ impl HomeEngine {
                     Some(pid),
                     format!("process {pid} ended before it had moved"),
                 );
+            } else if let Some(why) = &journey.reason {
+                reply.refuse_for(pid, why);
             } else {
                 let why = journey
                     .why

@@ -1,6 +1,7 @@
 //! Images on their way: the workers that stream them, and what their words lead to.
 
 use super::*;
+use crate::reason::probe;
 use crate::transfer;
 
 impl HomeEngine {
@@ -36,6 +37,7 @@ impl HomeEngine {
                 thawed: None,
                 bytes: 0,
                 why: None,
+                reason: None,
             });
         }
         let resident = self.shared.placement(pid).usage.resident;
@@ -48,22 +50,29 @@ impl HomeEngine {
     /// A worker is ready to send: freeze and capture.
     pub(super) fn prepared(&mut self, cx: &mut Cx<'_>, pid: i32, attempt: Epoch) {
         let nonce = self.nonce;
-        let supervisor = self.shared.supervisor();
+        let shared = Arc::clone(&self.shared);
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
         let Some(sender) = process.outgoing.take() else { return };
         let handle = cx.handle.clone();
         let linger = Box::new(move |ended| handle.message(Message::Lingered(pid, ended)));
-        let sole =
-            |mapping: &crate::process::maps::Mapping| crate::migrate::view::sole_mapper(supervisor, pid, mapping);
-        match process.depart(attempt, nonce, sole, |window| Deputy::new(pid, window, linger)) {
+        let judged = || probe::memory(pid, &processes::groups_of(&shared));
+        match process.depart(attempt, nonce, judged, |window| Deputy::new(pid, window, linger)) {
             Ok(outgoing) => {
+                self.shared.place(pid, |placement| placement.stuck = None);
                 fault::at("home.frozen");
                 // A worker that is gone has said why.
                 let _ = sender.send(outgoing);
             }
             Err(error) => {
+                let why = error.why();
+                // What comes and goes is found again by whoever asks; the rest only a freeze can see.
+                let lasting = why.clone().filter(|_| error.hidden());
+                self.shared.place(pid, |placement| placement.stuck = lasting);
+                if let Some(journey) = self.journey(pid) {
+                    journey.reason = why;
+                }
                 self.fail(pid, &error.to_string());
                 self.step(cx, pid, HomeEvent::ImageFailed(attempt));
             }

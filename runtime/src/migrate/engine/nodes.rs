@@ -71,6 +71,7 @@ impl HomeEngine {
             thawed: None,
             bytes: 0,
             why: None,
+            reason: None,
         });
         self.step(cx, pid, HomeEvent::Migrate(target));
     }
