@@ -12,6 +12,7 @@ mod hazards;
 mod home;
 mod lab;
 mod phases;
+mod proc;
 mod programs;
 mod reasons;
 mod run;

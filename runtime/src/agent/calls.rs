@@ -350,6 +350,12 @@ impl Calls {
         waits.then_some((host, waiting.id, waiting.made.args[4] as i32))
     }
 
+    /// The number here of a thread, by its number at home.
+    pub fn host_of(&self, tid: Tid) -> Option<i32> {
+        let state = self.lock();
+        state.threads.iter().find(|(_, thread)| thread.tid == tid).map(|(host, _)| *host)
+    }
+
     /// A reply came from home.
     pub fn replied(&self, reply: &Reply, payload: &[u8]) -> Replied {
         let mut state = self.lock();

@@ -1,7 +1,7 @@
 //! The thread that listens to home: replies go straight on to the bodies, orders to the tracer.
 
 use super::shared::{Command, Shared};
-use super::{mapping, serve};
+use super::{mapping, proc_text, serve};
 use crate::link::Frame;
 use mosix_wire::link::{ToHome, ToHost};
 use std::sync::Arc;
@@ -57,6 +57,7 @@ fn take(shared: &Arc<Shared>, message: ToHost, payload: &[u8]) -> Result<(), Str
                 shared.observe(clocks, &now);
             }
         }
+        ToHost::AskProc { number, pid, tid, file } => proc_text::answer(shared, number, pid, tid, file),
         ToHost::MapFile { pid, tid, answer } => mapping::answered(shared, (pid, tid), answer),
         ToHost::FileBytes { file, offset, last } => mapping::bytes(shared, &file, offset, payload, last)?,
         ToHost::NoFile(file) => mapping::lost(shared, &file),

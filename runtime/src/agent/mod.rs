@@ -18,6 +18,7 @@ pub mod home;
 pub mod lanes;
 pub mod layout;
 pub mod mapping;
+mod proc_text;
 pub mod memory;
 pub mod nest;
 pub mod process;

@@ -411,6 +411,7 @@ impl Tracer {
             | ToHost::Files { .. }
             | ToHost::FileBytes { .. }
             | ToHost::MapFile { .. }
+            | ToHost::AskProc { .. }
             | ToHost::NoFile(_)
             | ToHost::Arrive(_)
             | ToHost::Prepare { .. }

@@ -8,6 +8,7 @@
 //! ```
 
 use super::arena::Arena;
+use super::snapshot::Shown;
 use super::{creation, rest};
 use crate::link::Session;
 use crate::link::session::SendError;
@@ -253,6 +254,22 @@ impl Deputy {
                 }
             })?;
         Ok(deputy)
+    }
+
+    /// Takes room in the window's arena, by its offset there; none when that is full.
+    pub(super) fn take_room(&self, size: usize) -> Option<u64> {
+        lock(&self.arena).take(size)
+    }
+
+    /// Gives room back.
+    pub(super) fn give_room(&self, room: u64, size: usize) {
+        let _ = self.window.shared().discard(room, size);
+        lock(&self.arena).give(room);
+    }
+
+    /// The session with the host of the body, while it is away.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.session.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The window.
@@ -825,7 +842,7 @@ impl Deputy {
             };
         }
         if let (Some(job), Ok(fd @ 0..)) = (&open.job, i32::try_from(result)) {
-            result = self.judge_opened(slot, fd, result, job);
+            result = self.judge_opened(slot, open.call.tid.0, fd, job);
         }
         let mut bytes = vec![0; open.call.size as usize];
         let _ = self.window.shared().read(begun.buffer, &mut bytes);
@@ -869,10 +886,12 @@ impl Deputy {
         }
     }
 
-    /// Closes a descriptor that no host may have; gives the call's result.
-    fn judge_opened(&self, slot: u32, fd: i32, result: i64, job: &Job) -> i64 {
-        let Err(what) = policy::opened(self.pid, fd, job.as_ref()) else {
-            return result;
+    /// Closes a descriptor that no host may have, or makes a file of /proc describe the whole process; gives the call's result.
+    fn judge_opened(&self, slot: u32, tid: i32, fd: i32, job: &Job) -> i64 {
+        let what = match policy::opened(self.pid, fd, job.as_ref()) {
+            Err(what) => what,
+            Ok(()) if self.show_whole(slot, tid, fd, job.as_ref()) == Shown::Half => "a half of a process in /proc",
+            Ok(()) => return fd.into(),
         };
         let close = Op::may(libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0]);
         let closed = self.window.run(slot, &[close], CLOSE);
@@ -881,7 +900,7 @@ impl Deputy {
             fd,
             what,
             ?closed,
-            "a host opened what the away policy denies"
+            "a host opened what it cannot have"
         );
         // A truthful body opens it at home.
         NEEDS_HOME

@@ -10,10 +10,13 @@
 //! - [`rest`]: interrupted calls go on with what is left of their time-outs.
 //! - [`creation`]: new threads.
 //! - [`arena`]: room for large buffers.
+//! - [`procfile`], [`snapshot`]: /proc of processes that are away.
 
 pub mod arena;
 pub mod calls;
 pub mod creation;
+pub mod procfile;
 mod rest;
+mod snapshot;
 
 pub use calls::{Deputy, Gate, Job, RESUMED, Resume};

@@ -102,8 +102,10 @@ impl HomeEngine {
         if let Some(hosts) = &self.hosts {
             return Ok(Arc::clone(hosts));
         }
-        let view: crate::deputy::calls::Job = Arc::new(View::new(self.shared.supervisor()));
-        let hosts = Arc::new(Hosts::new(self.shared.id(), self.nonce, handle.clone(), view)?);
+        let view = Arc::new(View::new(self.shared.supervisor()));
+        let job: crate::deputy::calls::Job = view.clone();
+        let hosts = Arc::new(Hosts::new(self.shared.id(), self.nonce, handle.clone(), job)?);
+        view.ask(Arc::downgrade(&hosts));
         self.hosts = Some(Arc::clone(&hosts));
         Ok(hosts)
     }

@@ -92,9 +92,15 @@ pub fn repair(process: &mut Process, image: &ProcessImage) -> Result<Ready, Retu
     }
     // What the kernel wrote for an interrupted sleep is no memory of the body's.
     let soiled = deputy.soiled();
-    if !process.dropped || soiled {
+    let mut present = maps::read(pid).map_err(os)?;
+    if process.dropped && !soiled {
+        // Only what `ps` could read meanwhile is left.
+        let words = process.words();
+        present.retain(|mapping| mapping.start < words.end && words.start < mapping.end);
+    }
+    if !present.is_empty() {
         process
-            .run(&restore::drop_memory(&maps::read(pid).map_err(os)?))
+            .run(&restore::drop_memory(&present, &(0..0)))
             .map_err(failed("dropping memory"))?;
     }
     process

@@ -1,6 +1,7 @@
 //! Sessions with the agents of this job, one per host, made at the first use.
 
 use super::Message;
+use super::ask::Questions;
 use crate::deputy::Deputy;
 use crate::deputy::calls::Job;
 use crate::link::session::State;
@@ -9,7 +10,7 @@ use crate::node::client::{ClientError, Control};
 use crate::supervisor::engine::Handle;
 use mosix_wire::control::{Fingerprint, OpenAgent, Purpose};
 use mosix_wire::ids::{JobId, NodeName, Nonce, Pid};
-use mosix_wire::link::{ToHome, ToHost};
+use mosix_wire::link::{ProcFile, ToHome, ToHost};
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -94,6 +95,7 @@ pub struct Hosts {
     pub deputies: Deputies,
     handle: Handle<Message>,
     view: Job,
+    questions: Questions,
 }
 
 impl Hosts {
@@ -112,6 +114,7 @@ impl Hosts {
             deputies: Deputies::default(),
             handle,
             view,
+            questions: Questions::default(),
         })
     }
 
@@ -266,6 +269,7 @@ impl Hosts {
                         host.order(&ToHost::Drop { pid, epoch });
                     }
                 }
+                Ok(ToHome::ProcText { number }) => self.questions.answered(number, &frame.payload),
                 Ok(message) => self.handle.message(Message::From(host.node.clone(), Box::new(message))),
                 Err(error) => {
                     host.session.close();
@@ -282,6 +286,12 @@ impl Hosts {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&pid.0)
             .cloned()
+    }
+
+    /// What the kernel of the host of `pid`'s body says in a file of /proc; see [`JobView::body_text`](crate::syscall::policy::JobView::body_text).
+    pub fn body_text(&self, pid: i32, thread: Option<i32>, file: ProcFile) -> Option<Option<Vec<u8>>> {
+        let session = self.deputy(Pid(pid))?.session()?;
+        Some(self.questions.ask(&session, pid, thread, file))
     }
 
     /// Ends all sessions for good.

@@ -20,6 +20,7 @@
 //! - [`mapped`]: files that a body maps while away.
 //! - [`signals`]: what the tracer does with a deputy's stops.
 
+mod ask;
 mod births;
 pub mod engine;
 mod home;

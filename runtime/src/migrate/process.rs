@@ -476,11 +476,16 @@ impl Process {
     /// Drops the memory of a deputy whose body runs elsewhere.
     pub fn drop_memory(&mut self) {
         let mappings = maps::read(self.pid).unwrap_or_default();
-        let drop = restore::drop_memory(&mappings);
+        let drop = restore::drop_memory(&mappings, &self.words());
         match self.run(&drop) {
             Ok(_) => self.dropped = true,
             Err(error) => tracing::warn!(pid = self.pid, %error, "memory not dropped"),
         }
+    }
+
+    /// The pages of the deputy that keep their contents.
+    pub fn words(&self) -> std::ops::Range<u64> {
+        self.image.as_ref().map_or(0..0, |image| restore::words(&image.mm))
     }
 
     /// Interrupts all threads, so that they stop side by side; who they are.

@@ -1,12 +1,15 @@
 //! What the home gate and the layout ask about the job's other processes.
 
+use super::hosts::Hosts;
 use super::walk::Walker;
 use crate::process::stat::Stat;
 use crate::supervisor::processes;
 use crate::syscall::policy::JobView;
 use mosix_wire::ids::Pid;
+use mosix_wire::link::ProcFile;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::{OnceLock, Weak};
 
 /// The job as the gate sees it.
 #[derive(Debug)]
@@ -15,6 +18,7 @@ pub struct View {
     guarded: Vec<i32>,
     forbidden: Vec<Vec<u8>>,
     walker: Walker,
+    hosts: OnceLock<Weak<Hosts>>,
 }
 
 impl View {
@@ -54,12 +58,25 @@ impl View {
             supervisor,
             guarded: std::iter::once(supervisor).chain(launcher).collect(),
             walker: Walker::new(&forbidden),
+            hosts: OnceLock::new(),
             forbidden,
         }
     }
 }
 
+impl View {
+    /// Says where bodies are to be asked for.
+    pub fn ask(&self, hosts: Weak<Hosts>) {
+        // Once for each job.
+        let _ = self.hosts.set(hosts);
+    }
+}
+
 impl JobView for View {
+    fn body_text(&self, pid: i32, thread: Option<i32>, file: ProcFile) -> Option<Option<Vec<u8>>> {
+        self.hosts.get()?.upgrade()?.body_text(pid, thread, file)
+    }
+
     fn contains(&self, pid: i32) -> bool {
         processes::is_descendant(pid, self.supervisor)
     }

@@ -6,7 +6,8 @@
 use super::maps::Mapping;
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::{WINDOW, WINDOW_END};
-use mosix_wire::image::{Backing, FileRef, Vma, VmaFlags};
+use mosix_wire::image::{Backing, FileRef, MmImage, Vma, VmaFlags};
+use std::ops::Range;
 
 /// What to do before the pages of the body are written.
 #[derive(Debug, Default)]
@@ -157,27 +158,50 @@ impl Cursor {
     }
 }
 
-/// Calls that drop the memory of a deputy whose body runs elsewhere. Mappings stay; sealed and shared ones keep their contents.
-pub fn drop_memory(mappings: &[Mapping]) -> Vec<Op> {
+/// Calls that drop the memory of a deputy whose body runs elsewhere. Mappings stay; sealed and shared ones keep their contents. What lies in
+/// `kept` stays too.
+pub fn drop_memory(mappings: &[Mapping], kept: &Range<u64>) -> Vec<Op> {
     const DONTNEED_LOCKED: u64 = 24;
-    mappings
-        .iter()
-        .filter(|mapping| {
-            !mapping.shared
-                && !mapping.special()
-                && !mapping.has(b"sl")
-                && (mapping.end <= WINDOW || mapping.start >= WINDOW_END)
-        })
-        .map(|mapping| {
-            let advice = if mapping.has(b"lo") {
-                DONTNEED_LOCKED
-            } else {
-                libc::MADV_DONTNEED as u64
-            };
-            Op::may(libc::SYS_madvise, [mapping.start, mapping.len(), advice, 0, 0, 0])
-        })
-        .collect()
+    let dropped = mappings.iter().filter(|mapping| {
+        !mapping.shared
+            && !mapping.special()
+            && !mapping.has(b"sl")
+            && (mapping.end <= WINDOW || mapping.start >= WINDOW_END)
+    });
+    let mut ops = Vec::new();
+    for mapping in dropped {
+        let advice = if mapping.has(b"lo") {
+            DONTNEED_LOCKED
+        } else {
+            libc::MADV_DONTNEED as u64
+        };
+        let pieces = [
+            mapping.start..mapping.end.min(kept.start),
+            mapping.start.max(kept.end)..mapping.end,
+        ];
+        let whole = kept.is_empty() || mapping.end <= kept.start || mapping.start >= kept.end;
+        let pieces = if whole {
+            vec![mapping.start..mapping.end]
+        } else {
+            pieces.into_iter().filter(|piece| piece.start < piece.end).collect()
+        };
+        ops.extend(pieces.into_iter().map(|piece| {
+            let length = piece.end - piece.start;
+            Op::may(libc::SYS_madvise, [piece.start, length, advice, 0, 0, 0])
+        }));
+    }
+    ops
 }
+
+/// The pages of a process's arguments and environment, which `ps` and others read at home.
+pub fn words(mm: &MmImage) -> Range<u64> {
+    let (start, end) = (mm.fields[7] & !0xfff, mm.fields[10].saturating_add(0xfff) & !0xfff);
+    let sane = start > 0 && start < end && end - start <= WORDS;
+    if sane { start..end } else { 0..0 }
+}
+
+/// Most bytes of arguments and environment that stay at home: the kernel accepts no more.
+const WORDS: u64 = 8 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -239,5 +263,27 @@ mod tests {
                 (libc::SYS_mmap as u32, 0xa000, 0x2000),
             ]
         );
+    }
+
+    #[test]
+    fn arguments_and_environment_stay() {
+        let stack = mapping(0x10_0000, 0x20_0000, 3);
+        let dropped = |kept: Range<u64>| -> Vec<Range<u64>> {
+            let ops = drop_memory(std::slice::from_ref(&stack), &kept);
+            ops.iter().map(|op| op.args[0]..op.args[0] + op.args[1]).collect()
+        };
+        assert_eq!(dropped(0x1f_e000..0x20_0000), [0x10_0000..0x1f_e000]);
+        assert_eq!(dropped(0x12_0000..0x12_1000), [0x10_0000..0x12_0000, 0x12_1000..0x20_0000]);
+        for elsewhere in [0..0, 0x20_0000..0x21_0000, 0x1000..0x10_0000] {
+            assert_eq!(dropped(elsewhere), [0x10_0000..0x20_0000]);
+        }
+        let mut mm = MmImage {
+            fields: [0; 11],
+            auxv: Vec::new(),
+        };
+        (mm.fields[7], mm.fields[10]) = (0x7ffc_0000_1234, 0x7ffc_0000_2ff8);
+        assert_eq!(words(&mm), 0x7ffc_0000_1000..0x7ffc_0000_3000);
+        mm.fields[10] = u64::MAX;
+        assert_eq!(words(&mm), 0..0);
     }
 }

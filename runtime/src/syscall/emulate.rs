@@ -114,21 +114,14 @@ pub fn cpu_clock(id: u64, pid: i32, tid: i32) -> Option<CpuClock> {
     }
 }
 
-/// Leaves of /proc/PID that show the memory or the CPU state of the process: they must be read where the body is.
+/// Leaves of /proc/PID that are the memory or the CPU state of the process: they must be used where the body is. Those that only describe it
+/// are put together at home, see [`crate::deputy::procfile`].
 const OWN: &[&[u8]] = &[
-    b"maps",
-    b"smaps",
-    b"smaps_rollup",
     b"numa_maps",
     b"map_files",
     b"mem",
     b"pagemap",
     b"clear_refs",
-    b"cmdline",
-    b"environ",
-    b"stat",
-    b"statm",
-    b"status",
     b"stack",
     b"syscall",
     b"wchan",
@@ -136,7 +129,7 @@ const OWN: &[&[u8]] = &[
     b"schedstat",
 ];
 
-/// Whether `path` names, by its letters, a file in /proc that describes the calling process's own memory.
+/// Whether `path` names, by its letters, a file in /proc that is the calling process's own memory, or its state.
 ///
 /// Links to it, and paths relative to a descriptor or a cwd inside /proc, are not seen here.
 pub fn own_memory_path(path: &[u8], pid: i32, tid: i32) -> bool {
@@ -217,19 +210,20 @@ mod tests {
     #[test]
     fn own_proc_files_are_known() {
         for path in [
-            "/proc/self/maps",
-            "//proc/./self//stat",
-            "/proc/10/cmdline",
-            "/proc/self/task/11/stat",
+            "/proc/self/mem",
+            "//proc/./self//pagemap",
+            "/proc/10/numa_maps",
+            "/proc/self/task/11/wchan",
         ] {
             assert!(own_memory_path(path.as_bytes(), 10, 11), "{path}");
         }
         for path in [
             "/proc/self/fd/3",
-            "/proc/9/maps",
+            "/proc/self/maps",
+            "/proc/9/mem",
             "/proc/meminfo",
-            "proc/self/maps",
-            "/tmp/maps",
+            "proc/self/mem",
+            "/tmp/mem",
             "/proc/self",
         ] {
             assert!(!own_memory_path(path.as_bytes(), 10, 11), "{path}");

@@ -13,6 +13,7 @@ use super::relocate;
 use super::table::{self, Arg};
 use mosix_wire::call::Call;
 use mosix_wire::ids::Pid;
+use mosix_wire::link::ProcFile;
 pub use names::opened;
 
 /// What the gate knows about the job.
@@ -35,6 +36,12 @@ pub trait JobView {
     /// Where `path` leads when the kernel walks it as thread `thread` of the job would, from `dirfd` or AT_FDCWD when it is relative:
     /// absolute, without links. What does not exist yet counts as lying where it would be made. `None` when nobody can tell.
     fn leads(&self, _thread: i32, _dirfd: i32, _path: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// What the kernel of the host of `pid`'s body says in a file of /proc; outside `None` when its body is not away, inside when its host does
+    /// not answer.
+    fn body_text(&self, _pid: i32, _thread: Option<i32>, _file: ProcFile) -> Option<Option<Vec<u8>>> {
         None
     }
 

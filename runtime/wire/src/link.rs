@@ -190,6 +190,17 @@ pub enum ToHost {
     NoFile(FileRef),
     /// Asks for [`ToHome::Usage`].
     AskUsage,
+    /// Asks what the host's kernel says about a body in /proc: [`ToHome::ProcText`].
+    AskProc {
+        /// Names the question.
+        number: u64,
+        /// The process.
+        pid: Pid,
+        /// The thread, when its own folder is meant.
+        tid: Option<Tid>,
+        /// The file.
+        file: ProcFile,
+    },
     /// Home ends the session for good.
     Bye,
 }
@@ -203,6 +214,23 @@ pub enum MapAnswer {
     Errno(i32),
     /// Something that is mapped at home only: the process comes home.
     AtHome,
+}
+
+/// A file of /proc/PID whose text depends on where the body is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ProcFile {
+    /// maps.
+    Maps,
+    /// smaps.
+    Smaps,
+    /// smaps_rollup.
+    SmapsRollup,
+    /// status.
+    Status,
+    /// stat.
+    Stat,
+    /// statm.
+    Statm,
 }
 
 /// Where a frozen body goes.
@@ -407,6 +435,11 @@ pub enum ToHome {
         epoch: Epoch,
         /// How.
         how: Exit,
+    },
+    /// The answer to [`ToHost::AskProc`]; the text is the payload, empty when there is none. Files and addresses are in home's terms.
+    ProcText {
+        /// The question.
+        number: u64,
     },
     /// Resources used by a body on this host, sent when asked and at its end.
     Usage {

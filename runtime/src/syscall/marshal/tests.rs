@@ -226,7 +226,7 @@ fn paths_are_bounded_and_own_memory_in_proc_comes_home() {
         gather(named("open"), [0x1000, 0, 0, 0, 0, 0], &mem, IDS),
         Gathered::Errno(libc::ENAMETOOLONG)
     ));
-    mem.put(0x1000, b"/proc/self/maps\0");
+    mem.put(0x1000, b"/proc/self/mem\0");
     assert!(matches!(
         gather(named("open"), [0x1000, 0, 0, 0, 0, 0], &mem, IDS),
         Gathered::ComeHome(_)

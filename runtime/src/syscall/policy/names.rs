@@ -180,7 +180,7 @@ pub fn opened(pid: i32, fd: i32, job: &dyn JobView) -> Verdict {
     }
     let name = normal(&name);
     match name.as_slice() {
-        [b"proc", .., b"mem"] => return Err(MEMORY),
+        [b"proc", .., b"mem" | b"pagemap" | b"clear_refs"] => return Err(MEMORY),
         [b"proc", pid, rest @ ..] if is_guarded(pid, job) && !matches!(rest, [leaf] if HARMLESS.contains(leaf)) => {
             return Err("folder of one of mosix's own processes in /proc");
         }

@@ -1,7 +1,8 @@
 //! Calls that name files by path: home's file system, cwd, root and credentials decide.
 //!
-//! Paths under /proc that describe the process's own memory (maps, stat, cmdline …) come home instead, because the
-//! deputy's memory is empty; see [`crate::syscall::emulate::own_memory_path`].
+//! Paths under /proc that are the process's own memory (mem, pagemap …) come home instead, because the deputy's is empty; see
+//! [`crate::syscall::emulate::own_memory_path`]. Files that describe it (maps, status …) are opened at home and get the body's text; see
+//! [`crate::deputy::procfile`].
 
 use super::kinds::{Arg::*, Restart, Row, Size::*, comes_home, home};
 
