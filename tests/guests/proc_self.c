@@ -193,6 +193,7 @@ int main(int argc, char **argv)
 	int fd = SYS(open("/proc/self/mem", O_RDONLY)), value = 0;
 	SYS(pread(fd, &value, sizeof value, (off_t)(uintptr_t)&seen));
 	CHECK(value == seen, "/proc/self/mem has %#x", value);
-	check();
+	check_status("/proc/self/status", AT_FDCWD, getpid());
+	check_maps("/proc/self/maps");
 	PASS();
 }

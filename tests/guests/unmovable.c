@@ -88,8 +88,13 @@ int main(int argc, char **argv)
 		pthread_create(&thread, 0, ends_later, &leader);
 		pthread_exit(0);
 	} else if (!strcmp(what, "stopped")) {
-		ready();
-		raise(SIGSTOP);
+		pid_t child = SYS(fork());
+		if (child == 0) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			raise(SIGSTOP);
+			sleeping_child(0);
+		}
+		stay(child);
 	} else if (!strcmp(what, "traced")) {
 		pid_t child = with_child();
 		if (ptrace(PTRACE_SEIZE, child, 0, 0))

@@ -15,6 +15,7 @@ use super::family::Family;
 use super::nest::{self, Nest};
 use super::shared::{BodyCalls, Shared, lock};
 use super::verify::{self, Unsafe};
+use super::write_back::{Watched, is_watched};
 use crate::cpu;
 use crate::process::materialise::{Body, BuildError};
 use crate::process::phases::Phases;
@@ -385,6 +386,7 @@ impl Built {
         self.wait_for_clocks()?;
         phases.mark("look");
         phases.log(self.image.pid.0, "finish");
+        let watched = Watched::of(&self.image.vmas, &self.body.memory()?).map_err(os("shared memory"))?;
         let threads = self.body.tids.iter().zip(&self.image.threads).map(|(host, thread)| {
             // Registers stand behind the call's instruction, its number in orig_rax.
             let call = (thread.regs[15] as i32, thread.regs[16]);
@@ -405,6 +407,7 @@ impl Built {
             host: self.body.pid,
             epoch: AtomicU64::new(self.image.epoch.0),
             family: Arc::clone(&family),
+            watched: Mutex::new(watched),
             sending: Mutex::new(()),
             calls: Calls::new(&threads.collect::<Vec<_>>()),
         });
@@ -476,7 +479,8 @@ impl Built {
 
     /// Puts the strict filter on every thread and takes its listener out of the body.
     fn filter(&self, nest: &Nest) -> Result<Listener, ArrivalError> {
-        let program = filter::away(None)?;
+        let watches = self.image.vmas.iter().any(is_watched);
+        let program = filter::away_of(None, watches)?;
         let mut bytes = Vec::with_capacity(program.len() * 8);
         for i in &program {
             bytes.extend_from_slice(&i.code.to_le_bytes());

@@ -353,7 +353,11 @@ impl Calls {
     /// The number here of a thread, by its number at home.
     pub fn host_of(&self, tid: Tid) -> Option<i32> {
         let state = self.lock();
-        state.threads.iter().find(|(_, thread)| thread.tid == tid).map(|(host, _)| *host)
+        state
+            .threads
+            .iter()
+            .find(|(_, thread)| thread.tid == tid)
+            .map(|(host, _)| *host)
     }
 
     /// A reply came from home.

@@ -13,7 +13,7 @@ use super::nest;
 use super::process::Process;
 use super::shared::{Command, Shared, lock};
 use super::usage;
-use super::{layout, mapping};
+use super::{layout, mapping, write_back};
 use crate::link::{Sender, Stream};
 use crate::node::ClientError;
 use crate::process::capture::{self, CaptureError};
@@ -35,6 +35,7 @@ use mosix_wire::image::{Clocks, FileRef, ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::link::{ToHome, ToHost};
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -189,6 +190,9 @@ pub fn begin(
         seqs.push((leaving.seq, leaving.in_flight));
     }
     calls.calls.set_capturing(true);
+    // Before the word that it stands still.
+    write_back::push_all(shared, calls);
+    let watched = lock(&calls.watched).ranges();
     let captured = out_of_vdso(built, &mut frozen).and_then(|()| {
         image_of(
             shared,
@@ -196,7 +200,7 @@ pub fn begin(
             &frozen,
             (&seqs, attempt),
             &flags,
-            (&file_of, offered),
+            (&file_of, offered, &watched),
             &mut phases,
         )
     });
@@ -293,13 +297,13 @@ fn image_of(
     frozen: &Frozen,
     (seqs, attempt): (&[(u64, bool)], Epoch),
     flags: &HashMap<u64, Vec<[u8; 2]>>,
-    (file_of, offered): (layout::FileOf<'_>, Option<&[FileRef]>),
+    (file_of, offered, watched): (layout::FileOf<'_>, Option<&[FileRef]>, &[Range<u64>]),
     phases: &mut Phases,
 ) -> Result<(ProcessImage, Vec<Run>), DepartError> {
     let pid = built.body.pid;
     let mut present = maps::read(pid).map_err(os("maps"))?;
     maps::attach(&mut present, flags);
-    let (vmas, pages, files) = layout::of_body(built, &present, file_of, offered)?;
+    let (vmas, pages, files) = layout::of_body(built, &present, file_of, offered, watched)?;
     phases.mark("maps");
     let numbers = built.numbers();
     let number = |tid: i32| numbers.get(&tid).copied().unwrap_or(tid);

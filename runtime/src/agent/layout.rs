@@ -7,7 +7,7 @@ use super::build::Built;
 use crate::process::layout::{Pages, carried_flags};
 use crate::process::maps::Mapping;
 use mosix_loader::script::abi::{WINDOW, WINDOW_END};
-use mosix_wire::image::{Backing, FileRef, Vma};
+use mosix_wire::image::{Backing, FileRef, Vma, VmaFlags};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -32,7 +32,7 @@ pub fn files(present: &[Mapping], file_of: FileOf<'_>) -> Vec<FileRef> {
 }
 
 /// Mappings that travel, with the pages to be sent of each, and the files behind them. When a list of files is `offered`, the
-/// destination has these, and the bytes of others travel as memory.
+/// destination has these, and the bytes of others travel as memory. `watched` is memory that belongs to objects at home.
 ///
 /// # Errors
 /// A mapping that is none of the body's own kinds.
@@ -41,6 +41,7 @@ pub fn of_body(
     present: &[Mapping],
     file_of: FileOf<'_>,
     offered: Option<&[FileRef]>,
+    watched: &[Range<u64>],
 ) -> Result<(Vec<Vma>, Vec<Pages>, Vec<FileRef>), Strange> {
     let mut files: Vec<FileRef> = Vec::new();
     let mut numbers: HashMap<u64, Option<u32>> = HashMap::new();
@@ -51,12 +52,23 @@ pub fn of_body(
         .map(|vma| (vma.start..vma.end, vma.backing))
         .collect();
     let (mut vmas, mut pages) = (Vec::with_capacity(present.len()), Vec::with_capacity(present.len()));
+    let borders: Vec<(Range<u64>, Backing)> = fixed
+        .iter()
+        .cloned()
+        .chain(watched.iter().map(|range| (range.clone(), Backing::Anonymous)))
+        .collect();
+    let shares = |piece: &Range<u64>| {
+        watched
+            .iter()
+            .any(|range| range.start <= piece.start && piece.end <= range.end)
+    };
     for mapping in present {
         if (mapping.start >= WINDOW && mapping.end <= WINDOW_END) || mapping.special() {
             continue;
         }
         let strange = || Strange(mapping.start, mapping.name.clone());
-        if mapping.shared {
+        // Read-only, of a file of home's: as private as its copy here.
+        if mapping.shared && (mapping.inode == 0 || file_of(mapping.inode).is_none()) {
             return Err(strange());
         }
         // `Some(None)`: a file that the destination does not have.
@@ -73,7 +85,7 @@ pub fn of_body(
                 Some(number)
             }
         };
-        for piece in cut(mapping.start..mapping.end, &fixed) {
+        for piece in cut(mapping.start..mapping.end, &borders) {
             let special = fixed
                 .iter()
                 .find(|(range, _)| range.start <= piece.start && piece.end <= range.end);
@@ -85,9 +97,14 @@ pub fn of_body(
                 }
                 (None, Some((range, Backing::Vdso))) if *range == piece => (Backing::Vdso, Pages::None),
                 (None, Some((_, Backing::Reserved))) if mapping.prot == 0 => (Backing::Reserved, Pages::None),
+                // Home has what was written there; another host gets it as memory.
+                (None, _) if offered.is_none() && shares(&piece) => (Backing::Anonymous, Pages::None),
                 (None, _) => (Backing::Anonymous, Pages::Touched),
             };
-            let flags = carried_flags(mapping);
+            let mut flags = carried_flags(mapping);
+            if file.is_none() && shares(&piece) {
+                flags |= VmaFlags::WAS_SHARED;
+            }
             vmas.push(Vma {
                 start: piece.start,
                 end: piece.end,

@@ -1,4 +1,4 @@
-//! Private mappings of files that a body makes while away.
+//! Mappings of files that a body makes while away: private ones, and shared ones that only read.
 //!
 //! ```text
 //!  body: mmap(fd) ─▶ ask ── MapFile ──▶ home: which file is that?
@@ -20,10 +20,15 @@ use mosix_wire::link::{MapAnswer, ToHome};
 use nix::errno::Errno;
 use std::collections::HashMap;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Threads that wait for one file, at most; each is a thread of a body.
 const WAITING: usize = 4096;
+
+/// Files of this size are always taken.
+const ALWAYS: u64 = 64 << 20;
+/// Which part of the free memory a single file may have.
+const SHARE: u64 = 4;
 
 /// A thread that waits: its process and its number at home.
 type Who = (Pid, Tid);
@@ -40,6 +45,10 @@ pub struct Fetches {
 pub fn ask(shared: &Shared, body: &BodyCalls, tid: Tid, n: &Notification) {
     let (pid, epoch, fd) = (body.pid, body.epoch(), n.args[4] as i32);
     let exec = n.args[2] & libc::PROT_EXEC as u64 != 0;
+    let shared_to_read = n.args[3] & libc::MAP_SHARED as u64 != 0;
+    if shared_to_read && !maps_sealed_shared() {
+        return come_home(shared, (pid, tid));
+    }
     shared.tell(
         &ToHome::MapFile {
             pid,
@@ -47,6 +56,7 @@ pub fn ask(shared: &Shared, body: &BodyCalls, tid: Tid, n: &Notification) {
             epoch,
             fd,
             exec,
+            shared: shared_to_read,
         },
         &[],
     );
@@ -140,10 +150,29 @@ fn map(shared: &Shared, who: Who, file: &FileRef) -> bool {
     true
 }
 
+/// Whether the kernel maps a sealed memory file shared, and then never lets the mapping be written: since Linux 6.7. Older ones refuse it.
+fn maps_sealed_shared() -> bool {
+    static DOES: OnceLock<bool> = OnceLock::new();
+    *DOES.get_or_init(|| {
+        let name = rustix::system::uname();
+        let release = name.release().to_string_lossy().into_owned();
+        let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(6), Some(7))
+    })
+}
+
 /// The file that has this inode on this node.
 pub fn file_of(shared: &Shared, inode: u64) -> Option<FileRef> {
     let kept = lock(&shared.fetches).files.by_inode(inode).cloned();
     kept.or_else(|| lock(&shared.files).by_inode(inode).cloned())
+}
+
+/// The largest file that this node can take into its memory for a mapping: a part of what is free.
+fn room() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let free = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = free.and_then(|free| free.split_ascii_whitespace().next()?.parse::<u64>().ok());
+    kib.map_or(ALWAYS, |kib| (kib << 10) / SHARE).max(ALWAYS)
 }
 
 /// Asks home for a file's bytes, once.
@@ -154,6 +183,10 @@ fn fetch(shared: &Shared, who: Who, file: FileRef) {
             waiting.push(who);
             return;
         }
+        drop(fetches);
+        return come_home(shared, who);
+    }
+    if file.size > room() {
         drop(fetches);
         return come_home(shared, who);
     }

@@ -18,9 +18,9 @@ pub mod home;
 pub mod lanes;
 pub mod layout;
 pub mod mapping;
-mod proc_text;
 pub mod memory;
 pub mod nest;
+mod proc_text;
 pub mod process;
 pub mod run;
 pub mod serve;
@@ -31,6 +31,7 @@ pub mod tally;
 pub mod tracer;
 pub mod usage;
 pub mod verify;
+mod write_back;
 
 pub use run::main;
 pub use shared::Config;

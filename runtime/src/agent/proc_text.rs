@@ -20,7 +20,9 @@ const NAME_COLUMN: usize = 73;
 pub fn answer(shared: &Arc<Shared>, number: u64, pid: Pid, tid: Option<Tid>, file: ProcFile) {
     let answering = Arc::clone(shared);
     let started = std::thread::Builder::new().name("proc".to_owned()).spawn(move || {
-        let text = answering.body(pid).and_then(|body| text(&answering, &body, tid, file).ok());
+        let text = answering
+            .body(pid)
+            .and_then(|body| text(&answering, &body, tid, file).ok());
         // Without a text home gets an empty one, and need not wait.
         answering.tell(&ToHome::ProcText { number }, &[text.unwrap_or_default().as_bytes()]);
     });
@@ -85,7 +87,13 @@ fn range(line: &str) -> Option<(u64, u64)> {
 /// The line of a mapping of one of home's files, as home's kernel would word it.
 fn renamed(line: &str, file_of: &dyn Fn(u64) -> Option<FileRef>) -> Option<String> {
     let mut fields = line.split_ascii_whitespace();
-    let (range, modes, offset, _, inode) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let (range, modes, offset, _, inode) = (
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+        fields.next()?,
+    );
     let file = file_of(inode.parse().ok().filter(|inode| *inode != 0)?)?;
     let (major, minor) = (rustix::fs::major(file.device), rustix::fs::minor(file.device));
     let mut words = format!("{range} {modes} {offset} {major:02x}:{minor:02x} {} ", file.inode);

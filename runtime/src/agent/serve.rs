@@ -9,6 +9,7 @@ use super::guest::Guest;
 use super::mapping;
 use super::shared::{BodyCalls, Command, Shared, lock};
 use super::tally::{self, How};
+use super::write_back::{self, Step as Sharing};
 use crate::deputy::creation;
 use crate::process::restart::ERESTARTNOINTR;
 use crate::syscall::decide::{Decision, decide};
@@ -115,6 +116,23 @@ impl Server<'_> {
 
     fn decide(&self, tid: Tid, seq: Seq) {
         let row = table::row(self.n.nr as u32);
+        let step = lock(&self.body.watched).judge(self.n.nr, &self.n.args);
+        match step {
+            Sharing::Usual => {}
+            Sharing::PushThenUsual { forget } => {
+                // A thread that ends leaves the memory to the others.
+                if i64::from(self.n.nr) != libc::SYS_exit || self.calls().count() <= 1 {
+                    self.push(forget);
+                }
+            }
+            Sharing::PushThenHome => {
+                self.push(false);
+                return self.forward(row, tid, seq);
+            }
+            Sharing::Native => return self.answer(Answer::Continue),
+            Sharing::Answer(result) => return self.answer(Answer::Result(result)),
+            Sharing::Return(why) => return self.come_home(why),
+        }
         match decide(row, &self.n.args) {
             Decision::Native => self.answer(Answer::Continue),
             Decision::Answer(result) => self.answer(Answer::Result(result)),
@@ -126,6 +144,12 @@ impl Server<'_> {
             Decision::MapFile => mapping::ask(self.shared, self.body, tid, &self.n),
             Decision::Return(why) => self.come_home(why),
         }
+    }
+
+    /// What the body has written to the memory that its call names goes home before the call.
+    fn push(&self, forget: bool) {
+        let range = write_back::range_of(self.n.nr, &self.n.args);
+        write_back::push(self.shared, self.body, &range, forget);
     }
 
     fn forward(&self, row: &table::Row, tid: Tid, seq: Seq) {

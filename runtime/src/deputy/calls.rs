@@ -895,13 +895,7 @@ impl Deputy {
         };
         let close = Op::may(libc::SYS_close, [fd as u64, 0, 0, 0, 0, 0]);
         let closed = self.window.run(slot, &[close], CLOSE);
-        tracing::warn!(
-            pid = self.pid,
-            fd,
-            what,
-            ?closed,
-            "a host opened what it cannot have"
-        );
+        tracing::warn!(pid = self.pid, fd, what, ?closed, "a host opened what it cannot have");
         // A truthful body opens it at home.
         NEEDS_HOME
     }

@@ -49,7 +49,10 @@ fn is_bodys(key: &str) -> bool {
     key.starts_with("Vm")
         || key.starts_with("Rss")
         || key.ends_with("voluntary_ctxt_switches")
-        || matches!(key, "State" | "SigPnd" | "ShdPnd" | "SigBlk" | "SigIgn" | "SigCgt" | "HugetlbPages" | "Threads")
+        || matches!(
+            key,
+            "State" | "SigPnd" | "ShdPnd" | "SigBlk" | "SigIgn" | "SigCgt" | "HugetlbPages" | "Threads"
+        )
 }
 
 fn status(home: &str, body: &str, runs: bool) -> Vec<u8> {
@@ -113,14 +116,22 @@ mod tests {
     fn only_files_that_depend_on_the_body_are_meant() {
         assert_eq!(parse(b"/proc/12/maps"), Some((12, None, ProcFile::Maps)));
         assert_eq!(parse(b"/proc/12/task/13/stat"), Some((12, Some(13), ProcFile::Stat)));
-        for name in ["/proc/12/cmdline", "/proc/self/maps", "/proc/12/fd/maps", "/proc/stat", "/tmp/proc/1/maps", "/proc/-1/maps"] {
+        for name in [
+            "/proc/12/cmdline",
+            "/proc/self/maps",
+            "/proc/12/fd/maps",
+            "/proc/stat",
+            "/tmp/proc/1/maps",
+            "/proc/-1/maps",
+        ] {
             assert_eq!(parse(name.as_bytes()), None, "{name}");
         }
     }
 
     #[test]
     fn status_has_the_body_s_memory_and_masks_and_home_s_numbers() {
-        let home = "Name:\tx\nState:\tS (sleeping)\nPid:\t7\nTracerPid:\t5\nVmRSS:\t  8 kB\nSigBlk:\t0000\nCpus_allowed:\t3\n";
+        let home =
+            "Name:\tx\nState:\tS (sleeping)\nPid:\t7\nTracerPid:\t5\nVmRSS:\t  8 kB\nSigBlk:\t0000\nCpus_allowed:\t3\n";
         let body = "Name:\tx\nState:\tS (sleeping)\nPid:\t99\nTracerPid:\t6\nVmRSS:\t 800 kB\nSigBlk:\t0004\nCpus_allowed:\t1\n";
         let text = |runs| String::from_utf8(merge(ProcFile::Status, home.as_bytes(), body.as_bytes(), runs)).unwrap();
         assert_eq!(
@@ -138,7 +149,10 @@ mod tests {
             crate::process::stat::Stat::parse(&own).unwrap(),
             crate::process::stat::Stat::parse(&merged).unwrap(),
         );
-        assert_eq!((after.pid, after.state, after.ticks), (before.pid, 'R', before.ticks * 2));
+        assert_eq!(
+            (after.pid, after.state, after.ticks),
+            (before.pid, 'R', before.ticks * 2)
+        );
         assert_eq!((&after.comm, after.start), (&before.comm, before.start));
     }
 

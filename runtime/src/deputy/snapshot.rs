@@ -56,7 +56,9 @@ impl Deputy {
     /// Puts a sealed memory file with this text in the place of a descriptor. False when the process may have no more of something.
     fn replace(&self, slot: u32, fd: i32, text: &[u8]) -> Result<bool, ScriptError> {
         let size = NAME + text.len();
-        let Some(room) = self.take_room(size) else { return Ok(false) };
+        let Some(room) = self.take_room(size) else {
+            return Ok(false);
+        };
         let done = self.replace_from(slot, fd, text, room);
         self.give_room(room, size);
         done
@@ -69,10 +71,16 @@ impl Deputy {
         let at = SHARED + room;
         let flags = u64::from(libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
         let made = window.run(slot, &[Op::may(libc::SYS_memfd_create, [at, flags, 0, 0, 0, 0])], BRIEF)?;
-        let Some(file @ 0..) = made.first().copied() else { return Ok(false) };
+        let Some(file @ 0..) = made.first().copied() else {
+            return Ok(false);
+        };
         let file = file as u64;
         let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
-        let close_on_exec = if closes_on_exec(self.pid, fd) { libc::O_CLOEXEC } else { 0 };
+        let close_on_exec = if closes_on_exec(self.pid, fd) {
+            libc::O_CLOEXEC
+        } else {
+            0
+        };
         let script = [
             Op::may(libc::SYS_write, [file, at + NAME as u64, text.len() as u64, 0, 0, 0]),
             Op::may(libc::SYS_lseek, [file, 0, libc::SEEK_SET as u64, 0, 0, 0]),

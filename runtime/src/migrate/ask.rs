@@ -1,9 +1,9 @@
 //! Questions to hosts that a thread of home waits for: what a host's kernel says about a body in /proc.
 
+use crate::link::Session;
 use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Pid, Tid};
 use mosix_wire::link::{ProcFile, ToHost};
-use crate::link::Session;
 use std::collections::HashMap;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};

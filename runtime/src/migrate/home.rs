@@ -125,11 +125,7 @@ pub fn repair(process: &mut Process, image: &ProcessImage) -> Result<Ready, Retu
     }
     phases.mark("memory map");
     phases.log(pid, "repair");
-    Ok(Ready {
-        memory,
-        fills,
-        zeros: repair.zeros,
-    })
+    Ok(Ready { memory, fills })
 }
 
 /// A file that left with the process, or that it mapped since. A host cannot name any other.

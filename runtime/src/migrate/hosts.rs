@@ -269,6 +269,20 @@ impl Hosts {
                         host.order(&ToHost::Drop { pid, epoch });
                     }
                 }
+                Ok(ToHome::WriteBack { pid, epoch, address }) => {
+                    let deputy = self.deputy(pid);
+                    let (admitted, first) = deputy
+                        .as_ref()
+                        .map_or((false, false), |deputy| deputy.admit(&host.node, epoch));
+                    if first {
+                        self.handle.message(Message::First(host.node.clone(), pid, epoch));
+                    }
+                    if let (true, Some(deputy)) = (admitted, deputy)
+                        && let Err(error) = super::write_back::write(deputy.pid, address, &frame.payload)
+                    {
+                        tracing::warn!(node = %host.node, %pid, address, %error, "shared memory that came back");
+                    }
+                }
                 Ok(ToHome::ProcText { number }) => self.questions.answered(number, &frame.payload),
                 Ok(message) => self.handle.message(Message::From(host.node.clone(), Box::new(message))),
                 Err(error) => {

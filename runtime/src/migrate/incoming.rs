@@ -22,8 +22,6 @@ pub struct Ready {
     pub memory: ProcMem,
     /// Ranges to fill from files of home first: address, bytes, file, offset.
     pub fills: Vec<(u64, u64, Arc<File>, u64)>,
-    /// Ranges to fill with zeros first.
-    pub zeros: Vec<(u64, u64)>,
 }
 
 /// Starts the worker; the returned sender tells it that the deputy is ready for pages.
@@ -95,27 +93,23 @@ fn run(
     Ok(Some(bytes))
 }
 
+/// Bytes of a file that are read at once.
+const FILL: u64 = 1 << 20;
+
 fn prepare(ready: &Ready) -> Result<(), Failure> {
-    let zeros = vec![0u8; 1 << 20];
-    for (start, length) in &ready.zeros {
-        let mut at = 0;
-        while at < *length {
-            let count = (length - at).min(zeros.len() as u64);
-            // Beyond a shared file's end nothing can be written, and nothing can differ.
-            let _ = ready.memory.write(start + at, &zeros[..count as usize]);
-            at += count;
-        }
-    }
     for (start, length, source, offset) in &ready.fills {
-        let mut buffer = vec![0; *length as usize];
+        let mut buffer = vec![0; (*length).min(FILL) as usize];
         let mut done = 0;
-        while done < buffer.len() {
-            match source.read_at(&mut buffer[done..], offset + done as u64)? {
+        while done < *length {
+            let room = (*length - done).min(FILL) as usize;
+            match source.read_at(&mut buffer[..room], offset + done)? {
                 0 => break,
-                count => done += count,
+                count => {
+                    ready.memory.write(start + done, &buffer[..count])?;
+                    done += count as u64;
+                }
             }
         }
-        ready.memory.write(*start, &buffer[..done])?;
     }
     Ok(())
 }

@@ -14,12 +14,15 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Files of one process that are kept open for this.
 const MOST: usize = 512;
-/// Larger files are not sent for a mapping that may touch little of them: the process comes home.
-const LARGEST: u64 = 64 << 20;
+/// Larger files are not sent for a mapping that may touch little of them: the process comes home. A host takes less where it has no memory.
+const LARGEST: u64 = 1 << 30;
+/// Nor are larger ones that change just now: each mapping sends such a file anew.
+const LARGEST_CHANGING: u64 = 64 << 20;
 /// A file that changed this lately may change again under the same time stamp, which is a part of its identity.
 const SETTLED: Duration = Duration::from_secs(1);
 
@@ -27,10 +30,13 @@ const SETTLED: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Default)]
 pub struct Mapped(HashMap<FileRef, Arc<File>>);
 
+/// Files that were changing when they were mapped have an identity of their own: a time stamp that no file has, and no other of the job.
+static CHANGING: AtomicI64 = AtomicI64::new(i64::MIN);
+
 impl Mapped {
-    /// What descriptor `fd` of the process means for a private mapping; `exec` when code is to be mapped.
-    pub fn answer(&mut self, pid: i32, fd: i32, exec: bool) -> MapAnswer {
-        match self.look(pid, fd, exec) {
+    /// What descriptor `fd` of the process means for a private mapping, or a `shared` one that reads; `exec` when code is to be mapped.
+    pub fn answer(&mut self, pid: i32, fd: i32, (exec, shared): (bool, bool)) -> MapAnswer {
+        match self.look(pid, fd, (exec, shared)) {
             Ok(answer) => answer,
             Err(error) if error.raw_os_error() == Some(libc::EBADF) => MapAnswer::Errno(libc::EBADF),
             Err(error) => {
@@ -40,7 +46,7 @@ impl Mapped {
         }
     }
 
-    fn look(&mut self, pid: i32, fd: i32, exec: bool) -> io::Result<MapAnswer> {
+    fn look(&mut self, pid: i32, fd: i32, (exec, shared): (bool, bool)) -> io::Result<MapAnswer> {
         let file = File::from(fetch(pid, fd)?);
         let access = rustix::fs::fcntl_getfl(&file)?;
         if access.contains(OFlags::PATH) {
@@ -55,11 +61,18 @@ impl Mapped {
             .modified()
             .and_then(|time| SystemTime::now().duration_since(time).map_err(io::Error::other))
             .is_ok_and(|age| age < SETTLED);
-        if !meta.is_file() || meta.len() > LARGEST || changing || (exec && barred()) {
+        // Through a descriptor that writes, a shared mapping can become writable.
+        let writable = shared && access & OFlags::ACCMODE != OFlags::RDONLY;
+        let largest = if changing { LARGEST_CHANGING } else { LARGEST };
+        // What changes under a shared mapping must be seen there.
+        if !meta.is_file() || meta.len() > largest || writable || (shared && changing) || (exec && barred()) {
             return Ok(MapAnswer::AtHome);
         }
         let path = std::fs::read_link(format!("/proc/{pid}/fd/{fd}"))?;
-        let reference = file_ref(&meta, path.to_string_lossy().into_owned());
+        let mut reference = file_ref(&meta, path.to_string_lossy().into_owned());
+        if changing {
+            reference.mtime_ns = CHANGING.fetch_add(1, Ordering::Relaxed);
+        }
         if self.0.len() >= MOST && !self.0.contains_key(&reference) {
             return Ok(MapAnswer::AtHome);
         }

@@ -33,6 +33,7 @@ mod signals;
 pub mod view;
 mod walk;
 mod wish;
+mod write_back;
 
 pub use engine::HomeEngine;
 

@@ -109,7 +109,8 @@ fn behind(
     if mapping.inode == 0 {
         return (Backing::Anonymous, Pages::Touched);
     }
-    if mapping.shared && mapping.prot & 2 != 0 {
+    // "mw": the program may make it writable.
+    if mapping.shared && (mapping.prot & 2 != 0 || mapping.has(b"mw")) {
         return (Backing::Anonymous, Pages::All);
     }
     let key = (mapping.device, mapping.inode);

@@ -16,8 +16,6 @@ pub struct Repair {
     pub ops: Vec<Op>,
     /// Ranges to be filled from files of home: (address, bytes, file of the image, offset).
     pub fills: Vec<(u64, u64, FileRef, u64)>,
-    /// Ranges that must read as zeros but may show a file's bytes.
-    pub zeros: Vec<(u64, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +92,8 @@ fn decide(
     let prot = u64::from(vma.prot);
     let source = behind(vma, files, start);
     let kept = match (here, left) {
+        // The program has unmapped the object, and has memory of its own there.
+        (Some(mapping), _) if mapping.shared && source.is_none() && vma.flags & VmaFlags::WAS_SHARED == 0 => false,
         (Some(_), Some(sent)) => source == behind(sent, sent_files, start),
         (Some(mapping), None) => mapping.inode == 0 && source.is_none(),
         (None, _) => false,
@@ -107,16 +107,9 @@ fn decide(
         return Action::Map(prot, vma.flags);
     }
     match here {
-        // The file behind it did not travel: its bytes are in the pages, and zeros among them were left out.
-        Some(mapping) if mapping.inode != 0 && source.is_none() && mapping.shared => {
-            repair.zeros.push((start, end - start));
-            if u64::from(mapping.prot) == prot {
-                Action::Nothing
-            } else {
-                Action::Protect(prot)
-            }
-        }
-        Some(mapping) if mapping.inode != 0 && source.is_none() => Action::Map(prot, vma.flags),
+        // The file behind it did not travel: its bytes are in the pages, and zeros among them were left out. What a body wrote to a shared one
+        // has come home before.
+        Some(mapping) if mapping.inode != 0 && source.is_none() && !mapping.shared => Action::Map(prot, vma.flags),
         Some(mapping) if u64::from(mapping.prot) != prot => Action::Protect(prot),
         _ => Action::Nothing,
     }
@@ -273,7 +266,10 @@ mod tests {
             ops.iter().map(|op| op.args[0]..op.args[0] + op.args[1]).collect()
         };
         assert_eq!(dropped(0x1f_e000..0x20_0000), [0x10_0000..0x1f_e000]);
-        assert_eq!(dropped(0x12_0000..0x12_1000), [0x10_0000..0x12_0000, 0x12_1000..0x20_0000]);
+        assert_eq!(
+            dropped(0x12_0000..0x12_1000),
+            [0x10_0000..0x12_0000, 0x12_1000..0x20_0000]
+        );
         for elsewhere in [0..0, 0x20_0000..0x21_0000, 0x1000..0x10_0000] {
             assert_eq!(dropped(elsewhere), [0x10_0000..0x20_0000]);
         }

@@ -9,7 +9,7 @@ pub enum Memory {
     Continue,
     /// It fails with this errno.
     Errno(i32),
-    /// It maps a file privately, which is home's.
+    /// It maps a file privately, or shared to be read; the file is home's.
     File,
     /// It needs the home node; why.
     Return(&'static str),
@@ -32,7 +32,9 @@ pub fn memory(nr: u32, args: &[u64; 6]) -> Memory {
     match i64::from(nr) {
         libc::SYS_mmap => {
             let anonymous = flags & libc::MAP_ANONYMOUS as u64 != 0;
-            if flags & 0xf != libc::MAP_PRIVATE as u64 {
+            // Shared and to be read: as good as a copy, when nobody can make it writable, which home knows.
+            let read = !anonymous && third & libc::PROT_WRITE as u64 == 0 && matches!(flags & 0xf, 1 | 3);
+            if flags & 0xf != libc::MAP_PRIVATE as u64 && !read {
                 return Memory::Return(if anonymous {
                     "maps shared memory"
                 } else {
@@ -184,6 +186,9 @@ mod tests {
             Memory::Errno(libc::EPERM)
         );
         assert_eq!(memory(9, &[WINDOW_START, 4096, 3, 0x02, 3, 0]), Memory::File);
+        assert_eq!(memory(9, &[0, 4096, 1, 0x01, 3, 0]), Memory::File);
+        assert!(matches!(memory(9, &[0, 4096, 3, 0x01, 3, 0]), Memory::Return(_)));
+        assert!(matches!(memory(9, &[0, 4096, 1, 0x21, 0, 0]), Memory::Return(_)));
     }
 
     #[test]

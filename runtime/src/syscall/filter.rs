@@ -73,9 +73,25 @@ pub enum FilterError {
 /// # Errors
 /// [`FilterError`] when the table cannot be expressed.
 pub fn away(exempt: Option<Range<u64>>) -> Result<Vec<Instruction>, FilterError> {
+    away_of(exempt, false)
+}
+
+/// Calls by which memory can be gone unseen: munmap, mremap, a mapping over it, advice.
+pub const DROPPING: [u32; 4] = [
+    libc::SYS_munmap as u32,
+    libc::SYS_mremap as u32,
+    libc::SYS_mmap as u32,
+    libc::SYS_madvise as u32,
+];
+
+/// As [`away`]; with `watches`, of a body that shares memory with a file at home: [`DROPPING`] calls are all reported.
+///
+/// # Errors
+/// [`FilterError`] when the table cannot be expressed.
+pub fn away_of(exempt: Option<Range<u64>>, watches: bool) -> Result<Vec<Instruction>, FilterError> {
     let side = "away";
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for row in table::rows() {
+    for row in table::rows().filter(|row| !watches || !DROPPING.contains(&row.nr)) {
         match row.away {
             Away::Native => {
                 rules.insert(i64::from(row.nr), Vec::new());

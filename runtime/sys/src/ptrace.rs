@@ -296,7 +296,7 @@ pub fn rseq(tid: i32) -> io::Result<Option<(u64, u32, u32)>> {
 }
 
 /// PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, Linux 6.4.
-const GET_DISPATCH: libc::c_uint = 0x4210;
+const GET_DISPATCH: libc::c_uint = 0x4211;
 
 /// Whether a stopped tracee handles its own system calls (syscall user dispatch). Kernels that do not tell say no.
 pub fn dispatches(tid: i32) -> bool {

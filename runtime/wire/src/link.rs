@@ -331,6 +331,15 @@ pub enum ToHome {
         /// The new disposition.
         action: SigAction,
     },
+    /// The body has written these pages (payload) of memory that belongs to an object at home. In order with its calls.
+    WriteBack {
+        /// The process.
+        pid: Pid,
+        /// Epoch of the body.
+        epoch: Epoch,
+        /// Where they are, in the body and in the deputy.
+        address: u64,
+    },
     /// The body wants to come home: it is about to do something that runs only there. Home answers with [`ToHost::Depart`].
     WantHome {
         /// The process.
@@ -340,7 +349,7 @@ pub enum ToHome {
         /// The call that asks for it, for `mosix ps`.
         nr: u32,
     },
-    /// A thread wants to map a file privately, and waits for [`ToHost::MapFile`].
+    /// A thread wants to map a file privately, or shared to be read, and waits for [`ToHost::MapFile`].
     MapFile {
         /// The process.
         pid: Pid,
@@ -352,6 +361,8 @@ pub enum ToHome {
         fd: i32,
         /// Code is to be mapped.
         exec: bool,
+        /// MAP_SHARED, to be read only.
+        shared: bool,
     },
     /// The host lacks the bytes of a file that [`MapAnswer::File`] named for this process; they come as [`ToHost::FileBytes`] on the session.
     WantFile {

@@ -82,6 +82,43 @@ fn reasons_are_named() {
     stand.until_empty();
 }
 
+/// Without the filter, which would take the rights away.
+#[test]
+fn a_set_uid_program_is_named() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("SKIPPED: only root can make a set-uid program of another user");
+    }
+    let stand = Stand::ordinary();
+    let program = stand.path().join("other-rights");
+    let installed = std::process::Command::new("install")
+        .args(["-o", "root", "-m", "4755", "/bin/sleep"])
+        .arg(&program)
+        .status();
+    assert!(installed.unwrap().success());
+    let program = program.to_str().unwrap();
+    let mut child = stand
+        .verb(&["run", "--no-filter", "--job", "rights", program, "60"])
+        .spawn()
+        .unwrap();
+    let found = stand.ps_until(|p| p["program"] == "other-rights");
+    assert_eq!(found["cannot_move"]["code"], "set-uid", "{found:#}");
+    let refused = stand
+        .verb(&["migrate", &found["pid"].to_string(), "n2"])
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(5), "{refused:?}");
+    assert!(err(&refused).contains("start the job as that user"), "{refused:?}");
+    assert!(
+        stand
+            .verb(&["kill", "--signal", "KILL", "--job", "rights"])
+            .status()
+            .unwrap()
+            .success()
+    );
+    child.wait().unwrap();
+    stand.until_empty();
+}
+
 #[test]
 fn what_cannot_be_asked_is_refused_with_its_exit_code() {
     let stand = Stand::ordinary();

@@ -119,11 +119,12 @@ impl HomeEngine {
                 epoch,
                 fd,
                 exec,
+                shared,
             } => {
                 if let (Some(process), Some(host)) = (self.processes.get_mut(&pid.0), self.connected.get(&node))
                     && process.state.accepted() == Some((&node, epoch))
                 {
-                    let answer = process.mapped.answer(pid.0, fd, exec);
+                    let answer = process.mapped.answer(pid.0, fd, (exec, shared));
                     host.order(&ToHost::MapFile { pid, tid, answer });
                 }
                 return;

@@ -6,7 +6,8 @@
 //! lets the kernel continue: these calls have all their arguments in registers.
 
 use super::kinds::{
-    Arg::*, Cond, Otherwise, Restart, Row, at_least, at_most, below, comes_home, int_is, masked, native, native_if,
+    Arg::*, Cond, Otherwise, Restart, Row, at_least, at_most, below, comes_home, home, int_is, masked, native,
+    native_if,
 };
 
 /// First address of the window (stub, slots, arena).
@@ -65,7 +66,7 @@ pub(super) const ROWS: &[Row] = &[
         ],
         Otherwise::Emulate,
     )
-    .partial("private memory is native, private files are mapped in place; shared memory comes home"),
+    .partial("private memory is native; files are mapped in place, privately or shared to be read; other shared memory comes home"),
     native_if(
         10,
         "mprotect",
@@ -98,7 +99,8 @@ pub(super) const ROWS: &[Row] = &[
         ],
         Otherwise::Emulate,
     ),
-    comes_home(26, "msync", Restart::None, "only file mappings need it"),
+    home(26, "msync", &[Int, Int, Int], Restart::None)
+        .note("of memory shared with a file, after what was written there has gone home; of other memory native"),
     native(27, "mincore", &[Addr, Int, Addr], Restart::None),
     native_if(
         28,
