@@ -143,17 +143,43 @@ fn limit(host: i32) -> io::Result<()> {
     Ok(set(Resource::Msgqueue, 0)?)
 }
 
-/// Leaves a body that has its memory no room for descriptors: it has none and gets none but for a moment.
+/// Leaves a body that has its memory no room for descriptors: it has none and gets none but for a moment. The hard limit leaves room for
+/// [`room_for`]; nothing that a body can call makes a descriptor here, or changes a limit.
 ///
 /// # Errors
 /// Those of prlimit(2).
 pub fn no_descriptors(host: i32) -> io::Result<()> {
     let target = rustix::process::Pid::from_raw(host);
     let few = Rlimit {
-        current: Some(4),
-        maximum: Some(4),
+        current: Some(FEW),
+        maximum: Some(DESCRIPTORS),
     };
     Ok(rustix::process::prlimit(target, Resource::Nofile, few).map(drop)?)
+}
+
+/// Descriptors of a body, for the calls by which it is built.
+const FEW: u64 = 4;
+/// The highest number of a descriptor at home that can be mapped from.
+const DESCRIPTORS: u64 = 1024;
+
+/// Lets something be done for which descriptor `fd` of a body must be within its limit.
+///
+/// # Errors
+/// Those of prlimit(2), such as for a number that is too high.
+pub fn room_for<T>(host: i32, fd: i32, act: impl FnOnce() -> T) -> io::Result<T> {
+    let target = rustix::process::Pid::from_raw(host);
+    let limit = |current| {
+        let limit = Rlimit {
+            current: Some(current),
+            maximum: Some(DESCRIPTORS),
+        };
+        rustix::process::prlimit(target, Resource::Nofile, limit).map(drop)
+    };
+    limit(FEW.max(u64::try_from(fd).map_or(FEW, |fd| fd + 1)))?;
+    let done = act();
+    // A number that is taken stays so below any limit.
+    limit(FEW)?;
+    Ok(done)
 }
 
 /// Kills a process of ours and waits until nothing of it is left.

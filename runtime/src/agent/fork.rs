@@ -81,6 +81,7 @@ impl Creation<'_> {
             host: new,
             epoch: AtomicU64::new(0),
             family: Arc::clone(&self.calls.family),
+            watched: Mutex::default(),
             sending: Mutex::new(()),
             calls: Calls::new(&[NewThread {
                 host: new,

@@ -10,6 +10,7 @@
 //!
 //! Whatever goes wrong on the way brings the process home, where the call is made again.
 
+use super::birth::room_for;
 use super::files::Files;
 use super::serve::settle;
 use super::shared::{BodyCalls, Command, Shared, lock};
@@ -139,7 +140,10 @@ fn map(shared: &Shared, who: Who, file: &FileRef) -> bool {
     let Some((body, host, id, fd)) = waits(shared, who) else {
         return true;
     };
-    match body.listener().add_fd(id, memfd.as_fd(), Some(fd), true) {
+    let added = room_for(body.host, fd, || {
+        body.listener().add_fd(id, memfd.as_fd(), Some(fd), true)
+    });
+    match added.unwrap_or(Err(Errno::EMFILE)) {
         Ok(_) => settle(shared, &body, host, id, Answer::Continue),
         Err(Errno::ENOENT) => {}
         Err(error) => {

@@ -174,11 +174,11 @@ pub fn drop_memory(mappings: &[Mapping], kept: &Range<u64>) -> Vec<Op> {
         ];
         let whole = kept.is_empty() || mapping.end <= kept.start || mapping.start >= kept.end;
         let pieces = if whole {
-            vec![mapping.start..mapping.end]
+            [mapping.start..mapping.end, 0..0]
         } else {
-            pieces.into_iter().filter(|piece| piece.start < piece.end).collect()
+            pieces
         };
-        ops.extend(pieces.into_iter().map(|piece| {
+        ops.extend(pieces.into_iter().filter(|piece| piece.start < piece.end).map(|piece| {
             let length = piece.end - piece.start;
             Op::may(libc::SYS_madvise, [piece.start, length, advice, 0, 0, 0])
         }));
