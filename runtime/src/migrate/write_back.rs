@@ -99,7 +99,7 @@ mod tests {
         let mut read = [0; 5];
         memory.read(0, &mut read).unwrap();
         assert_eq!(&read, b"hello");
-        let private = vec![0u8; 64];
+        let private = [0u8; 64];
         assert!(write(own, private.as_ptr() as u64, b"no").is_err());
     }
 }

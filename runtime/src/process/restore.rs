@@ -261,17 +261,17 @@ mod tests {
     #[test]
     fn arguments_and_environment_stay() {
         let stack = mapping(0x10_0000, 0x20_0000, 3);
-        let dropped = |kept: Range<u64>| -> Vec<Range<u64>> {
+        let dropped = |kept: Range<u64>| -> Vec<(u64, u64)> {
             let ops = drop_memory(std::slice::from_ref(&stack), &kept);
-            ops.iter().map(|op| op.args[0]..op.args[0] + op.args[1]).collect()
+            ops.iter().map(|op| (op.args[0], op.args[0] + op.args[1])).collect()
         };
-        assert_eq!(dropped(0x1f_e000..0x20_0000), [0x10_0000..0x1f_e000]);
+        assert_eq!(dropped(0x1f_e000..0x20_0000), [(0x10_0000, 0x1f_e000)]);
         assert_eq!(
             dropped(0x12_0000..0x12_1000),
-            [0x10_0000..0x12_0000, 0x12_1000..0x20_0000]
+            [(0x10_0000, 0x12_0000), (0x12_1000, 0x20_0000)]
         );
         for elsewhere in [0..0, 0x20_0000..0x21_0000, 0x1000..0x10_0000] {
-            assert_eq!(dropped(elsewhere), [0x10_0000..0x20_0000]);
+            assert_eq!(dropped(elsewhere), [(0x10_0000, 0x20_0000)]);
         }
         let mut mm = MmImage {
             fields: [0; 11],
