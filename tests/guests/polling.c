@@ -70,7 +70,7 @@ BEHAVIOUR(ppoll_opens_the_mask, "ppoll kill")
 	SAME(ppoll(0, 0, &(struct timespec){ 0, 1000 }, &none), 0);
 }
 
-BEHAVIOUR(pselect_opens_the_mask, "pselect6 kill")
+BEHAVIOUR(pselect_opens_the_mask, "pselect6")
 {
 	handle(SIGUSR1, SA_RESTART);
 	block(SIG_BLOCK, SIGUSR1);

@@ -1,6 +1,7 @@
 /* Signals that come while the process waits: which calls they end, and how. A child that stays at home sends them. */
 #include "behaviour.h"
 #include <sys/epoll.h>
+#include <sys/select.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
 
@@ -256,4 +257,27 @@ BEHAVIOUR(process_signal_finds_the_open_thread, "write")
 	soon();
 	pthread_join(thread, 0);
 	SAME(taker, tid);
+}
+
+BEHAVIOUR(only_the_call_s_mask_lets_it_in, "ppoll pselect6 epoll_pwait")
+{
+	handle(SIGUSR1, SA_RESTART);
+	block(SIG_BLOCK, SIGUSR1);
+	start_sender(SIGUSR1);
+	int poller = SYS(epoll_create1(0));
+	sigset_t none;
+	sigemptyset(&none);
+	away();
+	/* It comes while the thread waits. */
+	struct epoll_event event;
+	soon();
+	FAILS(ppoll(0, 0, 0, &none), EINTR);
+	soon();
+	FAILS(pselect(0, 0, 0, 0, 0, &none), EINTR);
+	soon();
+	FAILS(epoll_pwait(poller, &event, 1, -1, &none), EINTR);
+	sent_by_the_child(3);
+	sigset_t mask;
+	pthread_sigmask(SIG_BLOCK, 0, &mask);
+	SAME(sigismember(&mask, SIGUSR1), 1);
 }

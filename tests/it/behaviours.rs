@@ -9,15 +9,11 @@ use std::time::Duration;
 /// The moves before the check: it happens on a host after one move and after two, and at home again.
 const ROUNDS: [&[&str]; 3] = [&["n2"], &["n2", "n3"], &["n2", "home"]];
 
-const MASK: &str =
-    "a signal that waits in the body and that only the temporary mask of a call opens does not end that call";
 const SIGNALFD: &str = "signals of a moved process wait in its body, where a signalfd does not see them";
 const FLAGS: &str = "what a process decides about SIGCHLD while it is away is not known to its kernel half";
 const LEADER: &str = "a moved process whose first thread has ended is taken for one that was killed";
 const VDSO: &str = "a call that the vDSO makes and that comes home leaves its thread standing in the vDSO";
 const CONTINUED: &str = "the SIGCHLD of a stopped child that goes on says again that it was stopped";
-const TAKER: &str =
-    "a signal for the process is lost when its first thread blocks it and another one, in short sleeps, does not";
 const OVERRUNS: &str = "each expiry of a timer is a signal of its own to a moved process, also while one waits";
 /// Behaviours that fail, for a reason that is known.
 const GAPS: &[(&str, &str)] = &[
@@ -25,11 +21,7 @@ const GAPS: &[(&str, &str)] = &[
     ("children:no_word_of_stops", FLAGS),
     ("children:no_zombies_by_flag", FLAGS),
     ("children:sigchld_tells_what_happened", CONTINUED),
-    ("polling:epoll_pwait_opens_the_mask", MASK),
-    ("polling:ppoll_opens_the_mask", MASK),
-    ("polling:pselect_opens_the_mask", MASK),
     ("polling:signalfd_made_at_home", SIGNALFD),
-    ("signal_waits:process_signal_finds_the_open_thread", TAKER),
     ("threads:leader_exits_first", LEADER),
     ("timers:clocks_of_others", VDSO),
     ("timers:posix_timer_overruns", OVERRUNS),
@@ -146,7 +138,7 @@ behaviours! {
     signal_send: kill_child kill_group kill_nothing kill_self pidfd_send_signal_self
         pthread_kill_is_for_one_thread raise_is_for_the_caller sigqueue_forged sigqueue_self sigqueue_thread
         tgkill_thread tkill_thread;
-    signal_waits: ignored_signals_end_nothing pause_ends polls_never_go_on
+    signal_waits: ignored_signals_end_nothing only_the_call_s_mask_lets_it_in pause_ends polls_never_go_on
         process_signal_finds_the_open_thread read_ends_or_goes_on restarted_read_gets_data
         semop_never_goes_on sigsuspend_ends sigwait_from_home socket_calls_end
         stopped_and_continued_in_a_read;

@@ -80,6 +80,8 @@ pub struct Sent {
 struct Parked {
     made: Made,
     sent: Sent,
+    /// The signal mask that holds while it lasts.
+    mask: Option<u64>,
     over: Option<Over>,
 }
 
@@ -278,7 +280,10 @@ impl Calls {
             mask: None,
         };
         match thread.parked.take_if(|parked| parked.made == made) {
-            Some(Parked { over: Some(over), .. }) => {
+            Some(Parked {
+                over: Some(over), mask, ..
+            }) => {
+                waiting.mask = mask;
                 let code = match &over {
                     Over::Reply(_, reply, _) => reply.result,
                     Over::Result(result) => *result,
@@ -289,7 +294,10 @@ impl Calls {
                 }
                 return Step::Answered(Box::new(over));
             }
-            Some(Parked { sent, over: None, .. }) => {
+            Some(Parked {
+                sent, over: None, mask, ..
+            }) => {
+                waiting.mask = mask;
                 waiting.cancelled = thread.due;
                 let end = thread.due && !never_waits(made.nr as u64, &made.args);
                 let cancel = end.then_some((thread.tid, Seq(sent.seq)));
@@ -518,13 +526,14 @@ impl Calls {
         Some(first.then_some(Seq(seq)))
     }
 
-    /// Takes the notification of a call that is over at home, to be answered by the tracer, and the mask that held during it.
-    pub fn take_due(&self, host: i32) -> Option<(u64, Option<u64>)> {
+    /// Takes the notification of a call that is over at home, to be answered by the tracer, with the call's number and the mask that held
+    /// during it.
+    pub fn take_due(&self, host: i32) -> Option<(u64, i32, Option<u64>)> {
         let mut state = self.lock();
         let thread = state.threads.get_mut(&host)?;
         let waiting = thread.waiting.take()?;
         thread.due = false;
-        Some((waiting.id, waiting.mask))
+        Some((waiting.id, waiting.made.nr, waiting.mask))
     }
 
     /// The mask that the thread's call brought with it.
@@ -604,6 +613,7 @@ fn park(thread: &mut Thread) -> Option<u64> {
         thread.parked = Some(Parked {
             made: waiting.made,
             sent,
+            mask: waiting.mask,
             over: None,
         });
     }

@@ -8,6 +8,7 @@ use super::family::Family;
 use super::guest::Guest;
 use super::mapping;
 use super::shared::{BodyCalls, Command, Shared, lock};
+use super::signals;
 use super::tally::{self, How};
 use super::write_back::{self, Step as Sharing};
 use crate::deputy::creation;
@@ -84,8 +85,9 @@ impl Server<'_> {
     fn serve(&self) {
         match self.calls().received(&self.n, from_stub(&self.n)) {
             Step::Gather(tid, seq) => self.decide(tid, seq),
-            Step::Held | Step::Again(None) => {}
+            Step::Held => {}
             Step::Again(Some((tid, seq))) => self.cancel(tid, seq),
+            Step::Again(None) => self.look_under_mask(),
             Step::Answered(over) => match *over {
                 Over::Reply(sent, reply, payload) => {
                     finish(self.body, self.n.tid, self.n.id, &sent.scatter, &reply, &payload);
@@ -178,10 +180,25 @@ impl Server<'_> {
                     tally::served(self.body.pid, row, How::Home);
                     self.shared.tell_later(&ToHome::Call(call), &[&payload]);
                 }
-                if going == Going::Cancel {
-                    self.cancel(tid, seq);
+                match going {
+                    Going::Cancel => self.cancel(tid, seq),
+                    Going::Yes => self.look_under_mask(),
+                    Going::No => {}
                 }
             }
+        }
+    }
+
+    /// A signal that the thread blocks may wait for it already: when the mask that its call brought lets it in, it ends the call. The mask is
+    /// in the book by now, so one that comes from here on is seen by whoever places it.
+    fn look_under_mask(&self) {
+        let host = self.n.tid;
+        let opened = self.calls().mask(host).is_some_and(|mask| signals::opens(host, mask));
+        if opened
+            && let Some(Some(seq)) = self.calls().wait_for_call(host)
+            && let Some(tid) = self.calls().home_tid(host)
+        {
+            self.cancel(tid, seq);
         }
     }
 

@@ -15,7 +15,7 @@
 
 use super::process::Process;
 use super::serve;
-use super::shared::Shared;
+use super::shared::{BodyCalls, Shared};
 use crate::contract::owner::Inbox;
 use crate::process::freeze::{FrozenThread, put_back, wait_for};
 use crate::process::restart::{
@@ -29,7 +29,7 @@ use mosix_loader::script::stub;
 use mosix_sys::notif::Answer;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event, RawSigInfo};
-use mosix_wire::ids::Tid;
+use mosix_wire::ids::{Seq, Tid};
 use mosix_wire::image::{ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::link::{Exit, ToHome};
 use std::io;
@@ -170,6 +170,7 @@ struct Masks {
     blocked: u64,
     ignored: u64,
     caught: u64,
+    pending: u64,
 }
 
 fn bit(signal: i32) -> u64 {
@@ -186,7 +187,13 @@ fn masks(tid: i32) -> Option<Masks> {
         blocked: field("SigBlk:")? | awaited(tid).unwrap_or(0),
         ignored: field("SigIgn:")?,
         caught: field("SigCgt:")?,
+        pending: field("SigPnd:")? | field("ShdPnd:")?,
     })
+}
+
+/// Whether a signal with a handler waits that the thread blocks and that would be let in by this mask.
+pub fn opens(tid: i32, mask: u64) -> bool {
+    masks(tid).is_some_and(|masks| masks.pending & masks.blocked & masks.caught & !mask != 0)
 }
 
 /// The signals that a thread waits for in rt_sigtimedwait. The kernel shows them as unblocked meanwhile, but no handler and no default
@@ -293,6 +300,13 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
         };
         let queued = queue_to_self(shared, process, host, tid.is_some(), &info);
         process.placed(Due::new(tid, info), queued);
+        // Meanwhile one of them may have begun a call whose own mask lets it in.
+        for host in candidates {
+            let opened = calls.calls.mask(host).is_some_and(|mask| opens(host, mask));
+            if opened && let Some(Some(seq)) = calls.calls.wait_for_call(host) {
+                cancel(shared, &calls, host, seq);
+            }
+        }
         return None;
     };
     if masks.caught & bit(signal) == 0 {
@@ -309,23 +323,15 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
             }),
         };
     }
-    if let Some(cancel) = calls.calls.wait_for_call(host) {
+    if let Some(end) = calls.calls.wait_for_call(host) {
         let waits_for = calls.calls.home_tid(host);
         process.signals.due.push(Due {
             waits_for,
             to: tid,
             info,
         });
-        if let (Some(seq), Some(tid)) = (cancel, waits_for) {
-            shared.tell(
-                &ToHome::Cancel {
-                    pid: calls.pid,
-                    tid,
-                    epoch: calls.epoch(),
-                    seq,
-                },
-                &[],
-            );
+        if let Some(seq) = end {
+            cancel(shared, &calls, host, seq);
         }
     } else {
         // The thread that it is to reach queues it: still in the kernel's hands, it is the first that can take it.
@@ -333,6 +339,14 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
         process.placed(Due::new(tid, info), queued);
     }
     None
+}
+
+/// Asks home to end the open call of a thread.
+fn cancel(shared: &Shared, calls: &BodyCalls, host: i32, seq: Seq) {
+    if let Some(tid) = calls.calls.home_tid(host) {
+        let (pid, epoch) = (calls.pid, calls.epoch());
+        shared.tell(&ToHome::Cancel { pid, tid, epoch, seq }, &[]);
+    }
 }
 
 /// Stops are made at home, whose parent and terminal must see them; the body follows.
@@ -395,20 +409,25 @@ pub fn call_over(process: &mut Process, host: i32, result: i64) -> io::Result<()
         return Ok(());
     };
     ptrace::interrupt(host)?;
-    let Some((id, mask)) = calls.calls.take_due(host) else {
+    let Some((id, nr, mask)) = calls.calls.take_due(host) else {
         // Its thread was stopped meanwhile, at the call's instruction: result and signals wait for it to make the call again.
         calls.calls.over(host, result);
         return Ok(());
     };
     let tid = calls.calls.home_tid(host);
     let due = process.signals.take_due(tid);
+    let opened = mask.is_some_and(|mask| opens(host, mask));
     let answer = match result {
+        // Also without time to wait these look for signals, when nothing else is ready.
+        0 if opened && matches!(i64::from(nr), libc::SYS_ppoll | libc::SYS_pselect6) => ERESTARTNOHAND,
         // The deadline is home's; a handler ends such a call with EINTR whatever its flags, and without one it goes on.
         ERESTART_RESTARTBLOCK if due.is_empty() => ERESTARTNOINTR,
         ERESTART_RESTARTBLOCK => EINTR,
         -515 => ERESTARTNOINTR,
         other => other,
     };
+    // A call that found what it waited for lets no signal in.
+    let mask = mask.filter(|_| matches!(answer, EINTR | ERESTARTSYS | ERESTARTNOHAND | ERESTARTNOINTR));
     serve::send(&calls, host, id, Answer::Result(answer));
     if let Err(error) = process.wait_stop(host) {
         process.signals.due.extend(due);
@@ -421,7 +440,7 @@ pub fn call_over(process: &mut Process, host: i32, result: i64) -> io::Result<()
         ptrace::set_sigmask(host, during)?;
     }
     process.signals.coded.retain(|other| *other != host);
-    if due.iter().any(|due| during & bit(number(&due.info)) == 0) {
+    if opened || due.iter().any(|due| during & bit(number(&due.info)) == 0) {
         process.signals.coded.push(host);
     }
     for due in due {
@@ -429,24 +448,30 @@ pub fn call_over(process: &mut Process, host: i32, result: i64) -> io::Result<()
         process.placed(due, queued);
     }
     if mask.is_some() {
-        under_mask(process, host, old)?;
+        under_mask(process, host, during, old)?;
     }
     ptrace::cont(host, 0)
 }
 
-/// Lets the first handler begin under a temporary mask, with the old mask as what its return brings back.
-fn under_mask(process: &mut Process, host: i32, old: u64) -> io::Result<()> {
+/// Lets the first handler begin under a temporary mask, with the old mask as what its return brings back. The thread is let go only while a
+/// signal with a handler waits: that signal's stop is where it is interrupted again, before the handler's first instruction. Interrupted
+/// earlier it would stop before any signal.
+fn under_mask(process: &mut Process, host: i32, during: u64, old: u64) -> io::Result<()> {
     let before = ptrace::regs(host)?.rsp();
-    // The interrupt is renewed while the thread stands: after whatever the signals do, it stops before its program's next instruction.
-    ptrace::interrupt(host)?;
-    ptrace::cont(host, 0)?;
-    process.wait_stop(host)?;
-    let regs = ptrace::regs(host)?;
-    if regs.rsp() < before && in_handler(&regs) {
-        ProcMem::guest(host).write(regs.rsp() + FRAME_MASK, &old.to_le_bytes())
-    } else {
-        ptrace::set_sigmask(host, old)
+    // Each time at least one signal is taken.
+    for _ in 0..64 {
+        let waits = masks(host).is_some_and(|masks| masks.pending & masks.caught & !during != 0);
+        if !waits {
+            break;
+        }
+        ptrace::cont(host, 0)?;
+        process.wait_stop(host)?;
+        let regs = ptrace::regs(host)?;
+        if regs.rsp() < before && in_handler(&regs) {
+            return ProcMem::guest(host).write(regs.rsp() + FRAME_MASK, &old.to_le_bytes());
+        }
     }
+    ptrace::set_sigmask(host, old)
 }
 
 /// At a handler's first instruction rdx points at the frame's ucontext.
@@ -535,7 +560,9 @@ fn queue_stopped(process: &Process, host: i32, to_thread: bool, info: &RawSigInf
     built.body.window.write_buffer(slot as u32, INFO_AT, info)?;
     let at = Window::buffer(slot as u32).0 + INFO_AT as u64;
     let (signal, pid) = (number(info) as u64, process.pid.0 as u64);
-    let (nr, args) = if to_thread {
+    // Only the first thread may say in the process's name that another process sent it. Another one that is about to take the signal may
+    // as well have it for itself: nobody else could take it before.
+    let (nr, args) = if to_thread || number_inside != pid {
         (libc::SYS_rt_tgsigqueueinfo, [pid, number_inside, signal, at, 0, 0])
     } else {
         (libc::SYS_rt_sigqueueinfo, [pid, signal, at, 0, 0, 0])
