@@ -201,3 +201,15 @@ BEHAVIOUR(memory_of_oneself, "process_vm_readv")
 	remote.iov_base = (void *)8;
 	FAILS(process_vm_readv(getpid(), &local, 1, &remote, 1, 0), EFAULT);
 }
+
+BEHAVIOUR(shared_file_is_written_back, "msync")
+{
+	own_folder();
+	int fd = file_with("f", "content");
+	char *map = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(map != MAP_FAILED, "mmap: %s", strerror(errno));
+	away();
+	map[0] = 'C';
+	SYS(msync(map, PAGE, MS_SYNC));
+	holds("f", "Content");
+}

@@ -119,7 +119,8 @@ behaviours! {
         semaphores_are_undone;
     locks: flock_is_kept lease_is_broken open_file_locks posix_locks_are_kept waiting_for_a_lock;
     memory: advice fixed_addresses half_a_buffer locked_memory map_without_right mappings_grow_and_move
-        memory_of_oneself private_file private_memory protections stack_that_grows_down the_heap_s_end;
+        memory_of_oneself private_file private_memory protections shared_file_is_written_back
+        stack_that_grows_down the_heap_s_end;
     metadata: extended_attributes modes newest_attributes owners status_by_every_call times_of_files;
     paths: another_root current_folder deleted_file_stays file_systems folder_is_read names_by_folder
         names_by_the_old_calls opened_with_limits removed_current_folder special_files;
