@@ -86,6 +86,9 @@ pub fn stub() -> Result<Stub, StubError> {
     let text = STUB_ELF
         .get(load.p_offset as usize..(load.p_offset + load.p_filesz) as usize)
         .ok_or(StubError("its segment lies outside the file"))?;
+    if !text.starts_with(&[0x0f, 0x05, 0xc3]) {
+        return Err(StubError("it does not begin with a system call"));
+    }
     let deputy_entry = elf
         .syms
         .iter()

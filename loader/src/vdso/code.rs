@@ -4,6 +4,8 @@
 //! same on every node, so a thread may be frozen in it. An *adapter* calls the node's function and corrects its answer; its bytes hold
 //! the node's address, but its length never changes, so that the layout stays the same everywhere.
 
+use crate::script::abi::CALL;
+
 /// `movabs rax, target; jmp rax`: what an entry becomes.
 pub const JUMP: usize = 12;
 /// `jmp rel32`: the shortest entry.
@@ -32,6 +34,7 @@ struct Forward(usize);
 
 /// Condition codes as in the low nibble of `jcc`.
 const BELOW: u8 = 0x2;
+const ABOVE: u8 = 0x7;
 const EQUAL: u8 = 0x4;
 const NOT_EQUAL: u8 = 0x5;
 const LESS: u8 = 0xc;
@@ -148,6 +151,7 @@ pub fn adapter(name: &str, node: u64, cpus: u32, offset_ns: i64) -> Option<Vec<u
             clamp_cpu(&mut asm, cpus);
         }
         "clock_gettime" => {
+            wait_in_window(&mut asm);
             asm.call_node(node);
             asm.put(&[0x85, 0xc0]); // test eax, eax
             let failed = asm.jump_if(NOT_EQUAL);
@@ -201,6 +205,21 @@ pub fn time_adapter(at: usize, clock_gettime: usize) -> Option<Vec<u8>> {
     asm.put(&[0x48, 0x89, 0x07]); // mov [rdi], rax
     asm.land(&[none]).put(&[0xc3]);
     Some(asm.0)
+}
+
+/// Clocks that a vDSO reads, or asks its kernel for: the bits of their numbers. Others, CPU clocks above all, are home's, which answers later.
+const HERE: u32 = 0b1011_1111_0011;
+
+/// With edi = a clock: calls the kernel from the window when the call may have to wait. A thread that waits in a vDSO could not move.
+fn wait_in_window(asm: &mut Asm) {
+    asm.put(&[0x83, 0xff, 0x0b]); // cmp edi, 11
+    let unknown = asm.jump_if(ABOVE);
+    asm.imm32(&[0xb8], HERE).put(&[0x0f, 0xa3, 0xf8]); // mov eax, HERE; bt eax, edi
+    let here = asm.jump_if(BELOW);
+    asm.land(&[unknown]);
+    asm.imm32(&[0xb8], 228); // mov eax, clock_gettime
+    asm.imm64(&[0x49, 0xbb], CALL).put(&[0x41, 0xff, 0xe3]); // movabs r11, CALL; jmp r11
+    asm.land(&[here]);
 }
 
 /// With rdi = `unsigned *cpu` and rsi = `unsigned *node`, either of them null: CPU number modulo `cpus`, NUMA node 0. Programs size

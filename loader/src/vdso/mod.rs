@@ -20,7 +20,7 @@
 //! # Where a thread may stop
 //! A thread must not be frozen with its instruction pointer (or the return address of a call into a vDSO) inside patched text: the
 //! half-executed jump holds another node's address. Step it out first. The exception is [`patch::Patched::stable`]: code whose bytes
-//! and place are the same on every node.
+//! and place are the same on every node. CPU clocks are home's to tell, so their call may wait: it is made in the window, not here.
 
 pub mod code;
 pub mod image;

@@ -12,7 +12,7 @@ use std::ops::Range;
 pub struct Presented {
     /// CPUs that home shows: getcpu answers below it, always NUMA node 0. At least 1.
     pub cpus: u32,
-    /// Home's realtime clock minus the node's, in nanoseconds. 0: the clocks are taken as equal and read by a plain jump. Only the
+    /// Home's realtime clock minus the node's, in nanoseconds. 0: the clocks are taken as equal. Only the
     /// vDSO is corrected: system calls that read the clock are the supervisor's to correct.
     pub realtime_offset_ns: i64,
 }
@@ -74,7 +74,9 @@ pub fn patch<S: AsRef<str>>(image: &mut [u8], node: &[(S, u64)], presented: Pres
             (Some(_), Some(place)) if name == "time" && presented.realtime_offset_ns != 0 => clock
                 .and_then(|clock| code::time_adapter(place.start, clock.start))
                 .map(|code| (place.start, code)),
-            (Some(address), Some(place)) if name == "getcpu" || presented.realtime_offset_ns != 0 => {
+            (Some(address), Some(place))
+                if matches!(name, "getcpu" | "clock_gettime") || presented.realtime_offset_ns != 0 =>
+            {
                 code::adapter(name, address, presented.cpus, presented.realtime_offset_ns)
                     .map(|code| (place.start, code))
             }

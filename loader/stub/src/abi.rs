@@ -14,6 +14,8 @@
 
 /// First address of the window: above the shadow memory of sanitizers, below the lowest randomised mmap base.
 pub const WINDOW: u64 = 0x7e80_0000_0000;
+/// Address of `syscall; ret` in the stub's text, the same in every version.
+pub const CALL: u64 = WINDOW;
 /// Room for the stub's text in bytes.
 pub const TEXT_ROOM: u64 = 0x1_0000;
 /// Address of the shared memfd.

@@ -140,6 +140,15 @@ unsafe fn ring(slot: u64) {
     }
 }
 
+/// A system call for code that lies elsewhere on another node: a thread that waits here finds the same instructions wherever it goes. At
+/// [`CALL`], by the linker's script.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".text.call")]
+unsafe extern "C" fn stub_call() -> ! {
+    naked_asm!("syscall", "ret")
+}
+
 /// Entry of a thread whose registers were set from outside: rdi holds the slot address, rsp the slot's stack.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]

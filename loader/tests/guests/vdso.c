@@ -39,6 +39,11 @@ int main(void) {
     FILE *maps = fopen("/proc/self/maps", "r");
     while (maps && fgets(line, sizeof line, maps))
         if (sscanf(line, "%lx-%lx", &from, &to) == 2 && from == base) length = to - from;
+    /* Calls that may wait are made in the window: `syscall; ret` at its start. */
+    unsigned char *window = mmap((void *)0x7e8000000000, 4096, PROT_READ | PROT_WRITE | PROT_EXEC,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (window == MAP_FAILED) die("the window");
+    memcpy(window, "\x0f\x05\xc3", 3);
     put(&base, 8); put(&length, 8); put((void *)base, length); fflush(stdout);
 
     for (;;) {
