@@ -58,6 +58,8 @@ fn take(pid: i32) -> (ProcessImage, Window, Frozen) {
         actions: captured.actions,
         pending: captured.pending,
         signals: 0,
+        spent: Default::default(),
+        home_cpu_ns: 0,
         clocks: capture::clocks(),
         vdso: vdso(&ProcMem::force(pid).expect("mem"), &before),
         cpu: CpuImage::default(),

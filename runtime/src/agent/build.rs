@@ -14,6 +14,7 @@ use super::calls::{Calls, NewThread};
 use super::family::Family;
 use super::nest::{self, Nest};
 use super::shared::{BodyCalls, Shared, lock};
+use super::usage::Meter;
 use super::verify::{self, Unsafe};
 use super::write_back::{Watched, is_watched};
 use crate::cpu;
@@ -401,6 +402,8 @@ impl Built {
                 open,
             }
         });
+        let mut usage = Meter::new(&self.image, &self.body.tids);
+        usage.limit_cpu(self.body.pid, None);
         let family = Family::new(listener);
         let calls = Arc::new(BodyCalls {
             pid: self.image.pid,
@@ -409,6 +412,7 @@ impl Built {
             family: Arc::clone(&family),
             watched: Mutex::new(watched),
             sending: Mutex::new(()),
+            usage: Mutex::new(usage),
             calls: Calls::new(&threads.collect::<Vec<_>>()),
         });
         family.join(&calls);

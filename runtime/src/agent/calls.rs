@@ -129,6 +129,8 @@ struct State {
     threads: BTreeMap<i32, Thread>,
     /// Every call made from the stub runs natively: all threads sit in it on the agent's behalf.
     capturing: bool,
+    /// Calls and replies so far.
+    traffic: u64,
 }
 
 /// The calls of one body; threads are named by this node's numbers unless said otherwise.
@@ -251,6 +253,7 @@ impl Calls {
             phase: Phase::Running,
             threads,
             capturing: false,
+            traffic: 0,
         }))
     }
 
@@ -322,6 +325,7 @@ impl Calls {
     pub fn sent(&self, host: i32, id: u64, seq: Seq, scatter: Scatter, mask: Option<u64>) -> Going {
         let mut state = self.lock();
         let running = state.phase == Phase::Running;
+        state.traffic += 1;
         let Some(thread) = state.threads.get_mut(&host) else {
             return Going::No;
         };
@@ -371,6 +375,7 @@ impl Calls {
     /// A reply came from home.
     pub fn replied(&self, reply: &Reply, payload: &[u8]) -> Replied {
         let mut state = self.lock();
+        state.traffic += 1;
         let found = state.threads.iter_mut().find(|(_, thread)| thread.tid == reply.tid);
         let Some((&host, thread)) = found else {
             return Replied::Stale;
@@ -424,6 +429,11 @@ impl Calls {
             }
             _ => Replied::Stale,
         }
+    }
+
+    /// Changes with each call that goes home and each reply: while it stands, the deputy has done nothing.
+    pub fn traffic(&self) -> u64 {
+        self.lock().traffic
     }
 
     /// The body of a new thread or child is to be made: the flags of clone(2) that its creator asks for, if it still waits for that. From here

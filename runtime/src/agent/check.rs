@@ -154,6 +154,7 @@ mod tests {
     use super::*;
     use mosix_wire::ids::{Epoch, Nonce, Pid, Tid};
     use mosix_wire::image::{Attributes, Clocks, MmImage, SigAction, SigInfo, ThreadImage};
+    use mosix_wire::spent::{CpuTime, Spent};
 
     fn vma(start: u64, end: u64) -> Vma {
         Vma {
@@ -181,7 +182,7 @@ mod tests {
             seq: 0,
             in_flight: false,
             since: None,
-            cpu_ns: 0,
+            cpu: CpuTime::default(),
         }
     }
 
@@ -203,6 +204,8 @@ mod tests {
             actions: vec![SigAction::default(); 64],
             pending: vec![],
             signals: 0,
+            spent: Spent::default(),
+            home_cpu_ns: 0,
             clocks: Clocks::default(),
             vdso: None,
             cpu: cpu::record(),

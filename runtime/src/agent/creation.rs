@@ -17,7 +17,7 @@ use super::calls::NewThread;
 use super::nest::Nest;
 use super::process::Process;
 use super::serve;
-use super::shared::{BodyCalls, Shared};
+use super::shared::{BodyCalls, Shared, lock};
 use super::signals::{self, Due};
 use super::verify;
 use crate::deputy::creation::{self, Kind};
@@ -31,6 +31,7 @@ use mosix_wire::call::Call;
 use mosix_wire::ids::{Seq, Tid};
 use mosix_wire::image::ThreadImage;
 use mosix_wire::link::Exit;
+use mosix_wire::spent::CpuTime;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -324,6 +325,9 @@ impl Process {
         // Of another thread that had this number of the node before.
         self.bury(child);
         self.tids.push(child);
+        if let Some(calls) = &self.calls {
+            lock(&calls.usage).born(child);
+        }
         let Some(built) = &mut self.built else { return };
         let place = built.body.tids.iter().rposition(|tid| *tid == creator);
         let like = place.and_then(|place| built.image.threads.get(place));
@@ -346,7 +350,7 @@ impl Process {
             seq: 0,
             in_flight: false,
             since: None,
-            cpu_ns: 0,
+            cpu: CpuTime::default(),
         };
         built.image.threads.push(thread);
         built.body.tids.push(child);

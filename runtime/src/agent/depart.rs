@@ -11,7 +11,7 @@ use super::calls::Over;
 use super::guest::Guest;
 use super::nest;
 use super::process::Process;
-use super::shared::{Command, Shared, lock};
+use super::shared::{BodyCalls, Command, Shared, lock};
 use super::usage;
 use super::{layout, mapping, write_back};
 use crate::link::{Sender, Stream};
@@ -19,7 +19,7 @@ use crate::node::ClientError;
 use crate::process::capture::{self, CaptureError};
 use crate::process::freeze::Frozen;
 use crate::process::layout::{Run, runs};
-use crate::process::maps::{self, Mapping};
+use crate::process::maps;
 use crate::process::materialise::stop_all;
 use crate::process::memory::Feed;
 use crate::process::phases::Phases;
@@ -33,6 +33,7 @@ use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, NodeName, Pid, Tid};
 use mosix_wire::image::{Clocks, FileRef, ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::link::{ToHome, ToHost};
+use mosix_wire::spent::CpuTime;
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
@@ -162,6 +163,7 @@ pub fn begin(
         // Home answered while the thread was being stopped: the call ends here.
         let result = match leaving.over {
             Some(Over::Reply(sent, reply, payload)) => {
+                let payload = usage::add(calls, thread.tid, sent.scatter.part, reply.result, &payload);
                 sent.scatter.apply(&Guest::of(thread.tid), &reply, &payload).ok()
             }
             Some(Over::Result(result)) => Some(result),
@@ -193,10 +195,10 @@ pub fn begin(
     // Before the word that it stands still.
     write_back::push_all(shared, calls);
     let watched = lock(&calls.watched).ranges();
-    let captured = out_of_vdso(built, &mut frozen).and_then(|()| {
+    let captured = out_of_vdso(built, &mut frozen, to_home).and_then(|()| {
         image_of(
             shared,
-            built,
+            (built, calls),
             &frozen,
             (&seqs, attempt),
             &flags,
@@ -267,17 +269,22 @@ pub fn undo(process: &mut Process) -> io::Result<()> {
     Ok(())
 }
 
-/// What each thread has used of the CPU here, asked by several threads of ours when there are many: /proc takes its time for each.
-fn used(shared: &Shared, frozen: &Frozen) -> Result<Vec<mpsc::Receiver<Vec<u64>>>, DepartError> {
+/// What each thread has used of the CPU on hosts, asked by several threads of ours when there are many: /proc takes its time for each.
+fn used(
+    shared: &Shared,
+    calls: &Arc<BodyCalls>,
+    frozen: &Frozen,
+) -> Result<Vec<mpsc::Receiver<Vec<CpuTime>>>, DepartError> {
     const SHARE: usize = 128;
     let pid = frozen.pid;
     let mut all = Vec::new();
     for threads in frozen.threads.chunks(SHARE) {
         let (answer, used) = mpsc::sync_channel(1);
         let tids: Vec<i32> = threads.iter().map(|thread| thread.tid).collect();
+        let calls = Arc::clone(calls);
         let work = move || {
-            let ns = tids.iter().map(|tid| usage::cpu_ns(pid, Some(*tid)).unwrap_or(0));
-            let _ = answer.send(ns.collect());
+            let cpu = tids.iter().map(|tid| lock(&calls.usage).thread_alike(pid, *tid));
+            let _ = answer.send(cpu.collect());
         };
         if frozen.threads.len() > SHARE {
             shared
@@ -293,7 +300,7 @@ fn used(shared: &Shared, frozen: &Frozen) -> Result<Vec<mpsc::Receiver<Vec<u64>>
 
 fn image_of(
     shared: &Shared,
-    built: &Built,
+    (built, calls): (&Built, &Arc<BodyCalls>),
     frozen: &Frozen,
     (seqs, attempt): (&[(u64, bool)], Epoch),
     flags: &HashMap<u64, Vec<[u8; 2]>>,
@@ -308,7 +315,9 @@ fn image_of(
     let numbers = built.numbers();
     let number = |tid: i32| numbers.get(&tid).copied().unwrap_or(tid);
     let old = &built.image;
-    let used = used(shared, frozen)?;
+    // Before the scripts of the capture: what a move costs is not the program's.
+    let spent = lock(&calls.usage).process(pid);
+    let used = used(shared, calls, frozen)?;
     let mut threads = capture::outside(frozen, number)?;
     phases.mark("registers");
     let slots: Vec<u32> = (0..frozen.threads.len() as u32).collect();
@@ -327,16 +336,15 @@ fn image_of(
     };
     phases.mark("scripts");
     let before: HashMap<Tid, &ThreadImage> = old.threads.iter().map(|before| (before.tid, before)).collect();
-    let used: Vec<u64> = used
+    let used: Vec<CpuTime> = used
         .into_iter()
         .flat_map(|used| used.recv().unwrap_or_default())
         .collect();
     for (index, (thread, (seq, in_flight))) in threads.iter_mut().zip(seqs).enumerate() {
         thread.seq = *seq;
         thread.in_flight = *in_flight;
-        thread.cpu_ns = used.get(index).copied().unwrap_or(0);
+        thread.cpu = used.get(index).copied().unwrap_or_default();
         if let Some(before) = before.get(&thread.tid) {
-            thread.cpu_ns = thread.cpu_ns.saturating_add(before.cpu_ns);
             thread.comm.clone_from(&before.comm);
             thread.timer_slack = before.timer_slack;
         }
@@ -354,6 +362,7 @@ fn image_of(
     attributes.personality = old.attributes.personality;
     attributes.dumpable = old.attributes.dumpable;
     attributes.stack_limit = old.attributes.stack_limit;
+    attributes.cpu_limit = lock(&calls.usage).cpu_limit();
     let image = ProcessImage {
         pid: old.pid,
         epoch: attempt,
@@ -367,6 +376,8 @@ fn image_of(
         actions,
         pending,
         signals: 0,
+        spent,
+        home_cpu_ns: old.home_cpu_ns,
         clocks,
         vdso: old.vdso.clone(),
         cpu: crate::cpu::captured_here(&old.cpu),
@@ -376,14 +387,13 @@ fn image_of(
 }
 
 /// Steps threads out of code that is not the same on the next node: the node's own vDSO and the jumps into it.
-fn out_of_vdso(built: &Built, frozen: &mut Frozen) -> Result<(), DepartError> {
-    let node = built
+fn out_of_vdso(built: &Built, frozen: &mut Frozen, to_home: bool) -> Result<(), DepartError> {
+    let node: Vec<_> = built
         .body
         .node
         .iter()
         .filter(|mapping| mapping.name == "[vdso]")
-        .map(Mapping::clone)
-        .collect::<Vec<_>>();
+        .collect();
     let carried = built
         .image
         .vdso
@@ -396,7 +406,8 @@ fn out_of_vdso(built: &Built, frozen: &mut Frozen) -> Result<(), DepartError> {
             .vdso
             .as_ref()
             .is_some_and(|(base, patched)| ip.checked_sub(*base).is_some_and(|at| patched.is_stable(at as usize)));
-        own || (home && !stable)
+        // At home the kernel's own code is there again.
+        own || (home && (to_home || !stable))
     };
     Ok(step::out_of(frozen, inside)?)
 }

@@ -12,7 +12,7 @@ use super::build::{Built, DONT_FORK, SYS_MSEAL};
 use super::calls::{Calls, NewThread};
 use super::creation::{Creation, begin};
 use super::process::Process;
-use super::shared::{BodyCalls, Shared};
+use super::shared::{BodyCalls, Shared, lock};
 use super::signals::inject;
 use super::verify;
 use crate::contract::commit::Host;
@@ -22,6 +22,7 @@ use mosix_loader::script::abi::{SHARED, SHARED_SIZE};
 use mosix_sys::ptrace::Regs;
 use mosix_wire::ids::{Epoch, Pid};
 use mosix_wire::link::ToHome;
+use mosix_wire::spent::{CpuTime, Spent};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::AtomicU64;
@@ -83,6 +84,7 @@ impl Creation<'_> {
             family: Arc::clone(&self.calls.family),
             watched: Mutex::default(),
             sending: Mutex::new(()),
+            usage: Mutex::new(lock(&self.calls.usage).child(new)),
             calls: Calls::new(&[NewThread {
                 host: new,
                 tid: self.number,
@@ -98,13 +100,14 @@ impl Creation<'_> {
         let mut image = built.image.clone();
         image.pid = pid;
         image.epoch = Epoch(0);
+        (image.spent, image.home_cpu_ns) = (Spent::default(), 0);
         let place = built.body.tids.iter().position(|tid| *tid == self.host);
         image.threads.swap(0, place.unwrap_or(0));
         image.threads.truncate(1);
         for thread in &mut image.threads {
             thread.tid = self.number;
             thread.since = None;
-            thread.cpu_ns = 0;
+            thread.cpu = CpuTime::default();
         }
         let mut body = Body::new(new, window);
         body.node.clone_from(&built.body.node);

@@ -17,6 +17,7 @@ pub mod guest;
 pub mod home;
 pub mod lanes;
 pub mod layout;
+pub mod limits;
 pub mod mapping;
 pub mod memory;
 pub mod nest;

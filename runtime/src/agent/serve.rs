@@ -10,6 +10,7 @@ use super::mapping;
 use super::shared::{BodyCalls, Command, Shared, lock};
 use super::signals;
 use super::tally::{self, How};
+use super::usage;
 use super::write_back::{self, Step as Sharing};
 use crate::deputy::creation;
 use crate::process::restart::ERESTARTNOINTR;
@@ -138,7 +139,13 @@ impl Server<'_> {
         match decide(row, &self.n.args) {
             Decision::Native => self.answer(Answer::Continue),
             Decision::Answer(result) => self.answer(Answer::Result(result)),
-            Decision::Home | Decision::Both => self.forward(row, tid, seq),
+            Decision::Home | Decision::Both => match self.known(tid) {
+                Some(result) => {
+                    tally::served(self.body.pid, row, How::Here);
+                    self.answer(Answer::Result(result));
+                }
+                None => self.forward(row, tid, seq),
+            },
             Decision::Special => {
                 tally::served(self.body.pid, row, How::Here);
                 self.special(tid, seq);
@@ -152,6 +159,15 @@ impl Server<'_> {
     fn push(&self, forget: bool) {
         let range = write_back::range_of(self.n.nr, &self.n.args);
         write_back::push(self.shared, self.body, &range, forget);
+    }
+
+    /// The result of a call that home would have nothing to add to: a CPU clock of the body's own, while its deputy does nothing.
+    fn known(&self, tid: Tid) -> Option<i64> {
+        let [id, at, ..] = self.n.args;
+        let asks = i64::from(self.n.nr) == libc::SYS_clock_gettime;
+        let clock = emulate::cpu_clock(id, self.body.pid.0, tid.0).filter(|_| asks)?;
+        let ns = usage::clock(self.body, self.n.tid, clock)?;
+        Some(usage::tell(self.n.tid, at, ns))
     }
 
     fn forward(&self, row: &table::Row, tid: Tid, seq: Seq) {
@@ -224,7 +240,6 @@ impl Server<'_> {
             libc::SYS_clone | libc::SYS_fork => self.create(tid, seq),
             libc::SYS_clone3 => self.clone3(),
             libc::SYS_rt_sigaction => self.action(tid),
-            libc::SYS_clock_gettime => self.cpu_clock(tid),
             _ => self.come_home("not written yet"),
         }
     }
@@ -316,25 +331,6 @@ impl Server<'_> {
         // home about what it was told.
         self.answer(Answer::Continue);
     }
-
-    /// A CPU clock of the body's own: what it used here. Other clocks with such ids are home's.
-    fn cpu_clock(&self, tid: Tid) {
-        let [id, at, ..] = self.n.args;
-        let used = match emulate::cpu_clock(id, self.body.pid.0, tid.0) {
-            Some(emulate::CpuClock::Process) => super::usage::cpu_ns(self.body.host, None),
-            Some(emulate::CpuClock::Thread) => super::usage::cpu_ns(self.body.host, Some(self.n.tid)),
-            _ => return self.come_home("a clock of another process"),
-        };
-        let ns = used.unwrap_or(0);
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&(ns / 1_000_000_000).to_le_bytes());
-        bytes[8..].copy_from_slice(&(ns % 1_000_000_000).to_le_bytes());
-        let result = match Guest::of(self.n.tid).write(at, &bytes) {
-            Ok(()) => 0,
-            Err(_) => -i64::from(libc::EFAULT),
-        };
-        self.answer(Answer::Result(result));
-    }
 }
 
 /// Answers a notification that home has no part in, when it still waits. Signals that waited for its end are placed then.
@@ -357,7 +353,8 @@ pub fn send(body: &BodyCalls, host: i32, id: u64, answer: Answer) {
 
 /// Writes the outputs of a call and answers it.
 pub fn finish(body: &BodyCalls, host: i32, id: u64, scatter: &Scatter, reply: &Reply, payload: &[u8]) {
-    let result = match scatter.apply(&Guest::of(host), reply, payload) {
+    let payload = usage::add(body, host, scatter.part, reply.result, payload);
+    let result = match scatter.apply(&Guest::of(host), reply, &payload) {
         Ok(result) => result,
         Err(error) => {
             tracing::error!(pid = %body.pid, tid = host, %error, "home's reply");
@@ -370,7 +367,8 @@ pub fn finish(body: &BodyCalls, host: i32, id: u64, scatter: &Scatter, reply: &R
 /// Signals wait for the end of a call: what it leaves behind (data, the rest of a sleep) is written as home's kernel wrote it, and the
 /// tracer ends it.
 fn due(shared: &Shared, body: &BodyCalls, host: i32, scatter: &Scatter, reply: &Reply, payload: &[u8]) {
-    let result = match scatter.apply(&Guest::of(host), reply, payload) {
+    let payload = usage::add(body, host, scatter.part, reply.result, payload);
+    let result = match scatter.apply(&Guest::of(host), reply, &payload) {
         Ok(result) => result,
         Err(error) => {
             tracing::error!(pid = %body.pid, tid = host, %error, "home's reply");

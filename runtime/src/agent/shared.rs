@@ -14,6 +14,7 @@ use super::family::Family;
 use super::files::Files;
 use super::lanes::Lanes;
 use super::mapping::Fetches;
+use super::usage::Meter;
 use super::write_back::Watched;
 use crate::link::session::SendError;
 use crate::link::{Identity, Pins, Security, Session};
@@ -74,6 +75,8 @@ pub struct BodyCalls {
     pub calls: Calls,
     /// Its memory that belongs to objects at home. Taken after `sending`.
     pub watched: Mutex<Watched>,
+    /// What it has used.
+    pub usage: Mutex<Meter>,
     /// Held while a call is on its way into the session: who has it knows that nothing older is still to be sent.
     pub sending: Mutex<()>,
 }

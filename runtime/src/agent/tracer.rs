@@ -225,9 +225,7 @@ impl Tracer {
             return;
         };
         process.how = how;
-        if let Some(built) = &process.built
-            && let Some(usage) = usage::of(pid, built.body.pid)
-        {
+        if let Some(usage) = process.calls.as_deref().and_then(usage::report) {
             self.shared.tell(&usage, &[]);
         }
         self.step(pid, HostEvent::BodyGone);
@@ -395,11 +393,7 @@ impl Tracer {
             ToHost::Stop { pid, stop } => self.stop(pid, stop),
             ToHost::AskUsage => {
                 for process in self.processes.values() {
-                    let usage = process
-                        .built
-                        .as_ref()
-                        .and_then(|built| usage::of(process.pid, built.body.pid));
-                    if let Some(usage) = usage {
+                    if let Some(usage) = process.calls.as_deref().and_then(usage::report) {
                         self.shared.tell(&usage, &[]);
                     }
                 }

@@ -1,21 +1,186 @@
-//! What a body uses of its host.
+//! What a body uses of its host, on top of what its process used on earlier hosts.
+//!
+//! The kernel tells of another process its CPU time to the nanosecond, and how it divides into user and system time by clock ticks. What
+//! building the body cost is counted too; home's part of an answer comes from home.
 
-use mosix_wire::ids::Pid;
+use super::guest::Guest;
+use super::limits;
+use super::shared::{BodyCalls, lock};
+use crate::syscall::emulate::CpuClock;
+use crate::syscall::memory::GuestMemory;
+use crate::syscall::rusage::{self, Part};
+use mosix_wire::ids::Tid;
+use mosix_wire::image::ProcessImage;
 use mosix_wire::link::ToHome;
+use mosix_wire::spent::{CpuTime, Spent};
+use std::borrow::Cow;
+use std::collections::HashMap;
 
-/// CPU time in nanoseconds of a process, or of one thread of it, as the scheduler counts it.
-pub fn cpu_ns(host: i32, thread: Option<i32>) -> Option<u64> {
-    let of = |tid: i32| {
-        let text = std::fs::read_to_string(format!("/proc/{host}/task/{tid}/schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    match thread {
-        Some(tid) => of(tid),
-        None => {
-            let tids = crate::process::freeze::threads(host).ok()?;
-            Some(tids.into_iter().filter_map(of).sum())
+/// CPU time of one body, or of one thread of it.
+#[derive(Debug, Clone, Copy, Default)]
+struct Track {
+    /// On earlier hosts.
+    before: CpuTime,
+    /// Here, as was last told.
+    here: CpuTime,
+}
+
+/// What home has used of a clock, as was last told, and after how many messages about calls.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    ns: u64,
+    traffic: u64,
+}
+
+/// What one body has used, by this node's numbers.
+#[derive(Debug, Default)]
+pub struct Meter {
+    before: Spent,
+    here: CpuTime,
+    threads: HashMap<i32, Track>,
+    /// Home's part of CPU clocks: of the process, of threads.
+    told: HashMap<Option<i32>, Told>,
+    /// CPU time at home before the departure.
+    home_ns: u64,
+    /// The process's limit of CPU time, soft and hard in seconds.
+    limit: Option<(u64, u64)>,
+}
+
+impl Meter {
+    /// For the threads of an arriving image.
+    pub fn new(image: &ProcessImage, tids: &[i32]) -> Self {
+        let track = |before| Track {
+            before,
+            ..Track::default()
+        };
+        let threads = tids.iter().zip(&image.threads);
+        Self {
+            before: image.spent,
+            home_ns: image.home_cpu_ns,
+            limit: image.attributes.cpu_limit,
+            threads: threads.map(|(tid, thread)| (*tid, track(thread.cpu))).collect(),
+            ..Self::default()
         }
     }
+
+    /// For a child that the process has just made: it has used nothing, and has the same limit.
+    pub fn child(&self, host: i32) -> Self {
+        let mut child = Self {
+            limit: self.limit,
+            ..Self::default()
+        };
+        child.limit_cpu(host, None);
+        child
+    }
+
+    /// A new thread has this number.
+    pub fn born(&mut self, tid: i32) {
+        self.threads.insert(tid, Track::default());
+        self.told.remove(&Some(tid));
+    }
+
+    /// All that the process has used on hosts.
+    pub fn process(&mut self, host: i32) -> Spent {
+        let stat = Stat::read(&format!("/proc/{host}/stat")).unwrap_or_default();
+        self.here = self
+            .here
+            .advance(cpu_ns(host, None).unwrap_or(0), stat.user, stat.system);
+        self.before.plus(Spent {
+            cpu: self.here,
+            minor_faults: stat.minor_faults,
+            major_faults: stat.major_faults,
+            peak: field(host, "VmHWM:").unwrap_or(0) << 10,
+        })
+    }
+
+    /// CPU time of a thread on hosts.
+    pub fn thread(&mut self, host: i32, tid: i32) -> CpuTime {
+        let stat = Stat::read(&format!("/proc/{host}/task/{tid}/stat")).unwrap_or_default();
+        self.thread_as(host, tid, (stat.user, stat.system))
+    }
+
+    /// The same, with its time here divided as that of the process: for whoever asks for all threads while the program stands still.
+    pub fn thread_alike(&mut self, host: i32, tid: i32) -> CpuTime {
+        self.thread_as(host, tid, (self.here.user_ns, self.here.system_ns))
+    }
+
+    fn thread_as(&mut self, host: i32, tid: i32, (user, system): (u64, u64)) -> CpuTime {
+        let track = self.threads.entry(tid).or_default();
+        track.here = track.here.advance(cpu_ns(host, Some(tid)).unwrap_or(0), user, system);
+        track.before.plus(track.here)
+    }
+
+    /// The process's limit of CPU time.
+    pub fn cpu_limit(&self) -> Option<(u64, u64)> {
+        self.limit
+    }
+
+    /// Limits the body's CPU time to what is left of the process's limit, or of a new one.
+    pub fn limit_cpu(&mut self, host: i32, new: Option<(u64, u64)>) {
+        self.limit = new.or(self.limit);
+        let elsewhere = self.home_ns.saturating_add(self.before.cpu.total());
+        if let Some(limit) = self.limit
+            && let Err(error) = limits::cpu(host, limit, elsewhere)
+        {
+            tracing::warn!(host, %error, "the limit of CPU time is not the body's");
+        }
+    }
+
+    /// A CPU clock without home's part: of the process, or of a thread.
+    fn clock(&self, host: i32, thread: Option<i32>) -> u64 {
+        let before = match thread {
+            None => self.before.cpu,
+            Some(tid) => self.threads.get(&tid).copied().unwrap_or_default().before,
+        };
+        before.total().saturating_add(cpu_ns(host, thread).unwrap_or(0))
+    }
+}
+
+/// CPU time here in nanoseconds of a process, or of one thread of it.
+fn cpu_ns(host: i32, thread: Option<i32>) -> Option<u64> {
+    match thread {
+        Some(tid) => {
+            let text = std::fs::read_to_string(format!("/proc/{host}/task/{tid}/schedstat")).ok()?;
+            text.split_whitespace().next()?.parse().ok()
+        }
+        // With that of ended threads.
+        None => crate::process::stat::cpu_ns(host),
+    }
+}
+
+/// Of a stat file: see proc_pid_stat(5).
+#[derive(Debug, Default)]
+struct Stat {
+    minor_faults: u64,
+    major_faults: u64,
+    user: u64,
+    system: u64,
+}
+
+impl Stat {
+    fn read(path: &str) -> Option<Self> {
+        let text = std::fs::read(path).ok()?;
+        let end = text.iter().rposition(|byte| *byte == b')')?;
+        let text = std::str::from_utf8(text.get(end + 1..)?).ok()?;
+        let fields: Vec<u64> = text
+            .split_ascii_whitespace()
+            .map(|field| field.parse().unwrap_or(0))
+            .collect();
+        // Numbers of the manual; the first field here is the third.
+        let field = |number: usize| fields.get(number - 3).copied();
+        Some(Self {
+            minor_faults: field(10)?,
+            major_faults: field(12)?,
+            user: field(14)?,
+            system: field(15)?,
+        })
+    }
+}
+
+fn field(host: i32, name: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{host}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Whether a thread of a process runs or is ready to run.
@@ -24,18 +189,75 @@ fn runs(host: i32) -> bool {
     crate::process::freeze::threads(host).is_ok_and(|tids| tids.iter().any(ready))
 }
 
-/// What home is told of a body.
-pub fn of(pid: Pid, host: i32) -> Option<ToHome> {
-    let status = std::fs::read_to_string(format!("/proc/{host}/status")).ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
+/// What home is told of a body; nothing when it is gone.
+pub fn report(body: &BodyCalls) -> Option<ToHome> {
+    let host = body.host;
+    let threads = field(host, "Threads:")?;
     Some(ToHome::Usage {
-        pid,
-        cpu_ns: cpu_ns(host, None).unwrap_or(0),
-        resident: field("VmRSS:").unwrap_or(0) << 10,
-        threads: field("Threads:").unwrap_or(0) as u32,
+        pid: body.pid,
+        spent: lock(&body.usage).process(host),
+        resident: field(host, "VmRSS:").unwrap_or(0) << 10,
+        threads: threads as u32,
         running: runs(host),
     })
+}
+
+/// The process or thread, by this node's number, whose clock it is, when it is one of the body's own.
+fn owner(body: &BodyCalls, caller: i32, clock: CpuClock) -> Option<Option<i32>> {
+    match clock {
+        CpuClock::Process => Some(None),
+        CpuClock::Thread => Some(Some(caller)),
+        CpuClock::Other(tid, false) => body.calls.host_tid(Tid(tid)).map(Some),
+        CpuClock::Other(_, true) => None,
+    }
+}
+
+/// A CPU clock of the body's own, when nothing was done at home since home last told of its part.
+pub fn clock(body: &BodyCalls, caller: i32, clock: CpuClock) -> Option<u64> {
+    let owner = owner(body, caller, clock)?;
+    let meter = lock(&body.usage);
+    let told = meter.told.get(&owner)?;
+    let fresh = told.traffic == body.calls.traffic();
+    fresh.then(|| meter.clock(body.host, owner).saturating_add(told.ns))
+}
+
+/// Adds the body's part to the outputs of a call that home has answered.
+pub fn add<'a>(body: &BodyCalls, caller: i32, part: Option<Part>, result: i64, outputs: &'a [u8]) -> Cow<'a, [u8]> {
+    let Some(part) = part.filter(|_| result >= 0) else {
+        return Cow::Borrowed(outputs);
+    };
+    let mut outputs = outputs.to_vec();
+    let mut meter = lock(&body.usage);
+    match part {
+        Part::Clock(clock) => {
+            if let Some(owner) = owner(body, caller, clock) {
+                let told = Told {
+                    ns: rusage::timespec_ns(&outputs),
+                    traffic: body.calls.traffic(),
+                };
+                meter.told.insert(owner, told);
+                rusage::add_to_timespec(&mut outputs, meter.clock(body.host, owner));
+            }
+        }
+        Part::CpuLimit(soft, hard) => meter.limit_cpu(body.host, Some((soft, hard))),
+        Part::Thread => {
+            let cpu = meter.thread(body.host, caller);
+            rusage::add(part, &mut outputs, &Spent::default(), cpu);
+        }
+        Part::Process | Part::Times => {
+            let spent = meter.process(body.host);
+            rusage::add(part, &mut outputs, &spent, CpuTime::default());
+        }
+    }
+    Cow::Owned(outputs)
+}
+
+/// Writes a clock's time where a call wants it; the call's result.
+pub fn tell(caller: i32, at: u64, ns: u64) -> i64 {
+    let mut bytes = [0; 16];
+    rusage::add_to_timespec(&mut bytes, ns);
+    match Guest::of(caller).write(at, &bytes) {
+        Ok(()) => 0,
+        Err(_) => -i64::from(libc::EFAULT),
+    }
 }

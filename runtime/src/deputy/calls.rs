@@ -7,6 +7,7 @@
 //! Idle ── call ──▶ Open ── stub done ──▶ Answered(seq) ── next call ──▶ Open …
 //! ```
 
+use super::accounts::Accounts;
 use super::arena::Arena;
 use super::snapshot::Shown;
 use super::{creation, rest};
@@ -14,6 +15,7 @@ use crate::link::Session;
 use crate::link::session::SendError;
 use crate::process::restart::EINTR;
 use crate::process::window::{ScriptError, Window, slot_offset};
+use crate::syscall::rusage::{self, Elsewhere};
 use crate::syscall::{policy, relocate};
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::{SHARED, SLOT_BUFFER, SLOT_BUFFER_SIZE, STATE_DONE};
@@ -21,6 +23,7 @@ use mosix_wire::call::{Call, NEEDS_HOME, Reply};
 use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, NodeName, Pid, Seq, Tid};
 use mosix_wire::link::ToHost;
+use mosix_wire::spent::Spent;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -195,6 +198,7 @@ pub struct Deputy {
     /// Where replies go; None while the body is home.
     session: RwLock<Option<Arc<Session>>>,
     linger: Linger,
+    accounts: Arc<Accounts>,
     /// Calls that came before the deputy was ready for them; None when it is.
     deferred: Mutex<Option<Vec<(Call, Vec<u8>)>>>,
     /// The kernel may have written the rest of a sleep to the program's own address.
@@ -225,7 +229,7 @@ impl Deputy {
     ///
     /// # Errors
     /// When no thread can be created.
-    pub fn new(pid: i32, window: Window, linger: Linger) -> std::io::Result<Arc<Self>> {
+    pub fn new(pid: i32, window: Window, linger: Linger, accounts: Arc<Accounts>) -> std::io::Result<Arc<Self>> {
         let deputy = Arc::new(Self {
             pid,
             window,
@@ -237,6 +241,7 @@ impl Deputy {
             gate: Mutex::default(),
             session: RwLock::default(),
             linger,
+            accounts,
             deferred: Mutex::default(),
             soiled: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -418,6 +423,11 @@ impl Deputy {
     /// Whether the thread's interrupted call has not been made again yet.
     pub fn is_cut(&self, tid: i32) -> bool {
         self.record(tid).is_some_and(|record| lock(record).resume.is_some())
+    }
+
+    /// What its bodies have used on hosts.
+    pub fn spent(&self) -> Spent {
+        self.accounts.own(self.pid)
     }
 
     /// A thread that has no open call, the lowest first.
@@ -849,6 +859,7 @@ impl Deputy {
         if let Some(at) = begun.block.filter(|_| result < 0) {
             rest::show_rest(&mut bytes, begun.nr, &begun.args, SHARED + begun.buffer, at.elapsed());
         }
+        rusage::at_home(&open.call, result, &mut bytes, self.accounts.as_ref());
         let (lengths, parts) = relocate::collect(&open.call, result, &bytes);
         let mut payload = Vec::with_capacity(parts.iter().map(|(_, length)| *length as usize).sum());
         for (offset, length) in parts {

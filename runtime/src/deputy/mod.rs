@@ -10,8 +10,10 @@
 //! - [`rest`]: interrupted calls go on with what is left of their time-outs.
 //! - [`creation`]: new threads.
 //! - [`arena`]: room for large buffers.
+//! - [`accounts`]: what processes have used on hosts.
 //! - [`procfile`], [`snapshot`]: /proc of processes that are away.
 
+pub mod accounts;
 pub mod arena;
 pub mod calls;
 pub mod creation;

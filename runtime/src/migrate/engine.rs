@@ -9,15 +9,17 @@ use super::hosts::{Host, Hosts};
 use super::process::{Journey, Process};
 use super::view::View;
 use super::wish::Wish;
-use super::{Message, births, home, incoming, mapped, outgoing, signals};
+use super::{Message, births, home, incoming, limits, mapped, outgoing, signals};
 use crate::contract::commit::{Cause, Epochs, Home, HomeEffect, HomeEvent, Order, Place as Where, Report};
 use crate::deputy::Deputy;
+use crate::deputy::accounts::Accounts;
 use crate::fault;
 use crate::process::freeze;
 use crate::supervisor::engine::{Command, Context, Engine, Handle, Verdict};
 use crate::supervisor::environment::CpuLevel;
 use crate::supervisor::processes;
 use crate::supervisor::shared::{Shared, Usage};
+use crate::syscall::rusage::Elsewhere;
 use mosix_sys::process::Waited;
 use mosix_sys::ptrace::{self, Event};
 use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Tid};
@@ -56,6 +58,7 @@ pub struct HomeEngine {
     usage_due: Option<Instant>,
     /// Children whose first stop was seen before their parents' word of them.
     early: HashSet<i32>,
+    accounts: Arc<Accounts>,
 }
 
 impl std::fmt::Debug for HomeEngine {
@@ -95,6 +98,7 @@ impl HomeEngine {
             wishes: Vec::new(),
             usage_due: None,
             early: HashSet::new(),
+            accounts: Arc::default(),
         }
     }
 
@@ -239,7 +243,13 @@ impl HomeEngine {
             HomeEffect::DiscardHere => {
                 if let Some(process) = self.processes.get_mut(&pid) {
                     process.incoming = None;
-                    process.returning = None;
+                    if process
+                        .returning
+                        .take()
+                        .is_some_and(|image| image.attributes.has_cpu_timers())
+                    {
+                        process.disarm();
+                    }
                     process.landed = None;
                     process.dropped = false;
                     if !process.open {
@@ -255,6 +265,11 @@ impl HomeEngine {
                     // All of them are in the image: since then the kernel here keeps what comes.
                     process.signals.hand_over();
                     process.open = false;
+                    self.accounts.report(pid, image.spent);
+                    process.cpu_limited = image.attributes.cpu_limit.is_some();
+                    if process.cpu_limited {
+                        self.usage_due.get_or_insert_with(Instant::now);
+                    }
                     home::release(process, &image);
                     process.image = Some(*image);
                     process.incoming = None;
@@ -513,7 +528,12 @@ impl Engine for HomeEngine {
                 .processes
                 .values()
                 .any(|process| process.state.accepted().is_some());
-            self.usage_due = away.then(|| now + USAGE);
+            for process in self.processes.values_mut().filter(|process| process.cpu_limited) {
+                let at_home = process.state.accepted().is_none();
+                process.cpu_limited = at_home && limits::enforce_cpu(process.pid, self.accounts.own(process.pid).cpu);
+            }
+            let limited = self.processes.values().any(|process| process.cpu_limited);
+            self.usage_due = (away || limited).then(|| now + USAGE);
             for host in self.connected.values().filter(|_| away) {
                 host.order(&ToHost::Clocks(crate::process::capture::clocks()));
                 host.order(&ToHost::AskUsage);

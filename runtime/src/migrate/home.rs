@@ -18,7 +18,7 @@ use crate::process::{maps, restore};
 use crate::syscall::decide::{Decision, decide};
 use crate::syscall::marshal::{Gathered, Ids, gather};
 use crate::syscall::memory::{Fault, GuestMemory};
-use crate::syscall::table;
+use crate::syscall::{rusage, table};
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::{ARENA, SHARED};
 use mosix_sys::procmem::ProcMem;
@@ -26,6 +26,7 @@ use mosix_sys::ptrace::{self, Regs};
 use mosix_wire::call::NEEDS_HOME;
 use mosix_wire::ids::{Pid, Seq, Tid};
 use mosix_wire::image::{FileRef, ProcessImage, SigInfo, ThreadImage};
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
@@ -392,7 +393,7 @@ fn keep(process: &mut Process, tid: i32) -> io::Result<()> {
 /// Gives a thread its registers and lets it go. `ended` is the answer of the call it waited for.
 pub fn native(process: &mut Process, thread: &ThreadImage, ended: Option<Ended>) {
     let tid = thread.tid.0;
-    let result = ended.map(|ended| deliver(process.pid, thread, &ended));
+    let result = ended.map(|ended| deliver(process, thread, &ended));
     let gone = keep(process, tid).and_then(|()| {
         set_thread(tid, thread)?;
         if let Some(result) = result {
@@ -505,7 +506,8 @@ pub fn give_back(process: &mut Process) {
 }
 
 /// Writes the outputs of an ended call into the process's memory, as the host's agent would have; gives the call's result.
-fn deliver(pid: i32, thread: &ThreadImage, ended: &Ended) -> i64 {
+fn deliver(process: &Process, thread: &ThreadImage, ended: &Ended) -> i64 {
+    let pid = process.pid;
     let regs = Regs(thread.regs);
     let memory = Memory(ProcMem::guest(thread.tid.0));
     let ids = Ids {
@@ -515,13 +517,19 @@ fn deliver(pid: i32, thread: &ThreadImage, ended: &Ended) -> i64 {
         seq: ended.reply.seq,
     };
     match gather(table::row(regs.orig_rax() as u32), regs.args(), &memory, ids) {
-        Gathered::Forward(forward) => match forward.scatter.apply(&memory, &ended.reply, &ended.payload) {
-            Ok(result) => result,
-            Err(error) => {
-                tracing::warn!(pid, %error, "answer of an open call does not fit");
-                -i64::from(libc::EFAULT)
+        Gathered::Forward(forward) => {
+            let mut payload = Cow::Borrowed(&ended.payload);
+            if let (Some(part), Some(deputy)) = (forward.scatter.part, &process.deputy) {
+                rusage::add(part, payload.to_mut(), &deputy.spent(), thread.cpu);
             }
-        },
+            match forward.scatter.apply(&memory, &ended.reply, &payload) {
+                Ok(result) => result,
+                Err(error) => {
+                    tracing::warn!(pid, %error, "answer of an open call does not fit");
+                    -i64::from(libc::EFAULT)
+                }
+            }
+        }
         _ => ended.reply.result,
     }
 }

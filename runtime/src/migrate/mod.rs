@@ -26,6 +26,7 @@ pub mod engine;
 mod home;
 pub mod hosts;
 mod incoming;
+mod limits;
 mod mapped;
 mod outgoing;
 mod process;

@@ -10,6 +10,7 @@ use crate::process::capture::{self, CaptureError, Captured, capture};
 use crate::process::freeze::{FreezeError, Frozen, freeze, release};
 use crate::process::inject::{InjectError, has_window, inject};
 use crate::process::layout::{self, Layout, Unmovable};
+use crate::process::materialise::set_cpu_timers;
 use crate::process::phases::Phases;
 use crate::process::rest::{self, Timeout};
 use crate::process::restart::Standing;
@@ -29,6 +30,7 @@ use mosix_wire::ids::{Epoch, NodeName, Nonce, Pid, Seq};
 use mosix_wire::image::{CpuImage, ProcessImage, SigInfo, ThreadImage};
 use mosix_wire::job::{Place, Why};
 use mosix_wire::link::Exit;
+use mosix_wire::spent::Spent;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
@@ -194,6 +196,8 @@ pub struct Process {
     pub drop_due: bool,
     /// Bytes of memory that its last move carried.
     pub carried: u64,
+    /// It is at home with a limit of CPU time, of which its bodies have used some: this supervisor sees to it.
+    pub cpu_limited: bool,
     /// Open calls to be cancelled when their deputy thread stops: thread, number.
     pub cancels: HashMap<i32, Seq>,
     /// Children that its deputy has made while its threads were held: they stand before their first instruction.
@@ -241,6 +245,7 @@ impl Process {
             open: false,
             drop_due: false,
             carried: 0,
+            cpu_limited: false,
             cancels: HashMap::new(),
             newborn: Vec::new(),
             unborn: HashSet::new(),
@@ -276,8 +281,8 @@ impl Process {
     /// [`DepartError`]; the process then runs on.
     pub fn depart(
         &mut self,
-        attempt: Epoch,
-        home: Nonce,
+        (attempt, home): (Epoch, Nonce),
+        spent: Spent,
         judged: impl FnOnce() -> Option<Why>,
         deputy: impl FnOnce(crate::process::window::Window) -> io::Result<Arc<Deputy>>,
     ) -> Result<Outgoing, DepartError> {
@@ -300,7 +305,7 @@ impl Process {
             }
         }
         self.waits.clear();
-        let captured = self.capture(frozen, (attempt, home), &flags, judged, deputy, &mut phases);
+        let captured = self.capture(frozen, (attempt, home, spent), &flags, judged, deputy, &mut phases);
         phases.log(pid, "departure");
         if captured.is_err() {
             self.wake();
@@ -311,7 +316,7 @@ impl Process {
     fn capture(
         &mut self,
         frozen: Frozen,
-        (attempt, home): (Epoch, Nonce),
+        (attempt, home, spent): (Epoch, Nonce, Spent),
         flags: &HashMap<u64, Vec<[u8; 2]>>,
         judged: impl FnOnce() -> Option<Why>,
         deputy: impl FnOnce(crate::process::window::Window) -> io::Result<Arc<Deputy>>,
@@ -368,6 +373,8 @@ impl Process {
             // Pending signals stay with the deputy and are forwarded when its mask is lifted.
             pending: Vec::new(),
             signals: self.signals.given(),
+            spent,
+            home_cpu_ns: crate::process::stat::cpu_ns(pid).unwrap_or(0),
             clocks: capture::clocks(),
             vdso: layout::vdso(&memory, &mappings),
             cpu: self.birth.clone(),
@@ -411,9 +418,11 @@ impl Process {
             }
             captured
         };
+        let before = self.image.as_ref().map_or(&[][..], |image| &image.threads);
+        let before: HashMap<_, _> = before.iter().map(|thread| (thread.tid, thread.cpu)).collect();
         for thread in &mut captured.threads {
             thread.pending.clear();
-            thread.cpu_ns = 0;
+            thread.cpu = before.get(&thread.tid).copied().unwrap_or_default();
         }
         for thread in captured.threads.iter_mut().filter(|thread| thread.in_flight) {
             // Its call goes on under a number of its own: what the stop has cut short is taken up by it alone.
@@ -475,6 +484,13 @@ impl Process {
 
     /// Drops the memory of a deputy whose body runs elsewhere.
     pub fn drop_memory(&mut self) {
+        if self
+            .image
+            .as_ref()
+            .is_some_and(|image| image.attributes.has_cpu_timers())
+        {
+            self.disarm();
+        }
         let mappings = maps::read(self.pid).unwrap_or_default();
         let drop = restore::drop_memory(&mappings, &self.words());
         match self.run(&drop) {
@@ -486,6 +502,17 @@ impl Process {
     /// The pages of the deputy that keep their contents.
     pub fn words(&self) -> std::ops::Range<u64> {
         self.image.as_ref().map_or(0..0, |image| restore::words(&image.mm))
+    }
+
+    /// Ends the deputy's timers of CPU time: they go on in the body.
+    pub fn disarm(&mut self) {
+        let Some(deputy) = self.deputy.clone() else { return };
+        let data = super::home::STATE_DATA;
+        let (ops, bytes) = set_cpu_timers(&Default::default(), SHARED + data);
+        let done = deputy.window().shared().write(data, &bytes).map_err(ScriptError::from);
+        if let Err(error) = done.and_then(|()| self.run(&ops)) {
+            tracing::warn!(pid = self.pid, %error, "timers of CPU time not ended");
+        }
     }
 
     /// Interrupts all threads, so that they stop side by side; who they are.

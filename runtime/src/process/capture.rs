@@ -13,7 +13,8 @@ use mosix_loader::script::abi::SLOT_STACK_TOP;
 use mosix_loader::script::{Op, StubError, stub};
 use mosix_sys::ptrace;
 use mosix_wire::ids::Tid;
-use mosix_wire::image::{Attributes, Clocks, MmImage, Rseq, SigAction, SigInfo, ThreadImage};
+use mosix_wire::image::{Attributes, Clocks, IntervalTimer, MmImage, Rseq, SigAction, SigInfo, ThreadImage};
+use mosix_wire::spent::CpuTime;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -227,7 +228,7 @@ fn outside_one(thread: &FrozenThread, number: i32) -> io::Result<ThreadImage> {
         in_flight: forwarded
             && (matches!(thread.standing, Standing::Block | Standing::Short(_)) || thread.since.is_some()),
         since: thread.since,
-        cpu_ns: 0,
+        cpu: CpuTime::default(),
     })
 }
 
@@ -316,23 +317,26 @@ fn process_questions(
             Op::may(libc::SYS_rt_sigaction, [signal, 0, at, 8, 0, 0])
         })
         .collect();
+    let limits = SIGNALS * KERNEL_SIGACTION;
+    let at = |offset: usize| buffer + (limits + offset) as u64;
     script.extend([
         Op::may(libc::SYS_brk, [0; 6]),
         Op::may(libc::SYS_prctl, [PR_GET_THP_DISABLE, 0, 0, 0, 0, 0]),
         Op::may(libc::SYS_membarrier, [MEMBARRIER_GET_REGISTRATIONS, 0, 0, 0, 0, 0]),
+        Op::may(libc::SYS_getitimer, [libc::ITIMER_VIRTUAL as u64, at(32), 0, 0, 0, 0]),
+        Op::may(libc::SYS_getitimer, [libc::ITIMER_PROF as u64, at(64), 0, 0, 0, 0]),
     ]);
     if at_home {
-        let limit = buffer + (SIGNALS * KERNEL_SIGACTION) as u64;
+        let (stack, cpu) = (u64::from(libc::RLIMIT_STACK), u64::from(libc::RLIMIT_CPU));
         script.extend([
             Op::may(libc::SYS_personality, [0xffff_ffff, 0, 0, 0, 0, 0]),
             Op::may(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64, 0, 0, 0, 0, 0]),
-            Op::may(libc::SYS_prlimit64, [0, u64::from(libc::RLIMIT_STACK), 0, limit, 0, 0]),
+            Op::may(libc::SYS_prlimit64, [0, stack, 0, at(0), 0, 0]),
+            Op::may(libc::SYS_prlimit64, [0, cpu, 0, at(16), 0, 0]),
         ]);
     }
     let results = window.run(slot, &script, SCRIPT_LIMIT)?;
-    let bytes = window
-        .read_buffer(slot, 0, SIGNALS * KERNEL_SIGACTION + 16)
-        .map_err(ScriptError::from)?;
+    let bytes = window.read_buffer(slot, 0, limits + 96).map_err(ScriptError::from)?;
     let actions = (0..SIGNALS)
         .map(|index| {
             let at = index * KERNEL_SIGACTION;
@@ -349,12 +353,15 @@ fn process_questions(
     let mut attributes = Attributes {
         thp_disable: value(1) == 1,
         membarrier: value(2) as u32,
+        cpu_timers: [itimer_at(&bytes, limits + 32), itimer_at(&bytes, limits + 64)],
         ..Attributes::default()
     };
     if at_home {
-        attributes.personality = value(3) as u32;
-        attributes.dumpable = value(4) as u8;
-        attributes.stack_limit = u64_at(&bytes, SIGNALS * KERNEL_SIGACTION);
+        attributes.personality = value(5) as u32;
+        attributes.dumpable = value(6) as u8;
+        attributes.stack_limit = u64_at(&bytes, limits);
+        let cpu_limit = (u64_at(&bytes, limits + 16), u64_at(&bytes, limits + 24));
+        attributes.cpu_limit = Some(cpu_limit).filter(|limit| *limit != (libc::RLIM_INFINITY, libc::RLIM_INFINITY));
     }
     Ok((actions, value(0), attributes))
 }
@@ -410,6 +417,18 @@ pub fn clocks() -> Clocks {
 /// The special mappings of a process by kind: vDSO text, and the data pages before it.
 pub fn vdso_of(mappings: &[Mapping]) -> Option<&Mapping> {
     mappings.iter().find(|mapping| mapping.name == "[vdso]")
+}
+
+/// `struct itimerval`: interval, then value.
+fn itimer_at(bytes: &[u8], at: usize) -> IntervalTimer {
+    let time = |at: usize| {
+        let seconds = u64_at(bytes, at).saturating_mul(1_000_000);
+        seconds.saturating_add(u64_at(bytes, at + 8))
+    };
+    IntervalTimer {
+        left_us: time(at + 16),
+        every_us: time(at),
+    }
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {

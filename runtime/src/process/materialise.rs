@@ -22,7 +22,7 @@ use mosix_loader::script::abi::*;
 use mosix_sys::procmem::ProcMem;
 use mosix_sys::ptrace::{self, Event, Regs};
 use mosix_wire::ids::Tid;
-use mosix_wire::image::{Backing, ProcessImage, ThreadImage, Vma, VmaFlags};
+use mosix_wire::image::{Backing, IntervalTimer, ProcessImage, ThreadImage, Vma, VmaFlags};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -363,7 +363,22 @@ fn signal_of(info: &[u8]) -> u64 {
     u64::from(info.first().copied().unwrap_or(0))
 }
 
-/// The script that sets handlers, process-wide pending signals and membarrier, with the data it points to (at `base` in the guest).
+/// Sets the timers of CPU time, or ends them all, with data at `at` in the guest.
+pub fn set_cpu_timers(timers: &[IntervalTimer; 2], at: u64) -> (Vec<Op>, Vec<u8>) {
+    let mut bytes = Vec::new();
+    for timer in timers {
+        for time in [timer.every_us, timer.left_us] {
+            bytes.extend((time / 1_000_000).to_le_bytes());
+            bytes.extend((time % 1_000_000).to_le_bytes());
+        }
+    }
+    let which = [libc::ITIMER_VIRTUAL as u64, libc::ITIMER_PROF as u64];
+    let ops = which.into_iter().zip([at, at + 32]);
+    let ops = ops.map(|(which, at)| Op::may(libc::SYS_setitimer, [which, at, 0, 0, 0, 0]));
+    (ops.collect(), bytes)
+}
+
+/// The script that sets handlers, process-wide pending signals, timers of CPU time and membarrier, with the data it points to (at `base` in the guest).
 pub fn process_state(image: &ProcessImage, base: u64) -> (Vec<Op>, Vec<u8>) {
     let (mut ops, mut bytes) = (Vec::new(), Vec::new());
     for (index, action) in image.actions.iter().enumerate() {
@@ -385,6 +400,11 @@ pub fn process_state(image: &ProcessImage, base: u64) -> (Vec<Op>, Vec<u8>) {
             libc::SYS_rt_sigqueueinfo,
             [image.pid.0 as u64, signal_of(&info.0), at, 0, 0, 0],
         ));
+    }
+    if image.attributes.has_cpu_timers() {
+        let (timers, data) = set_cpu_timers(&image.attributes.cpu_timers, base + bytes.len() as u64);
+        ops.extend(timers);
+        bytes.extend(data);
     }
     for bit in (0..16).filter(|bit| image.attributes.membarrier & (1 << bit) != 0) {
         ops.push(Op::may(libc::SYS_membarrier, [1 << bit, 0, 0, 0, 0, 0]));

@@ -20,6 +20,7 @@ use mosix_wire::image::{
     Attributes, Backing, Clocks, CpuImage, FileRef, MmImage, ProcessImage, SigAction, ThreadImage, VdsoImage, Vma,
     VmaFlags,
 };
+use mosix_wire::spent::{CpuTime, Spent};
 
 /// Everything an exec starts from.
 #[derive(Debug)]
@@ -160,7 +161,7 @@ pub fn load(exec: Exec<'_>) -> Result<Loaded, ProgramError> {
         seq: 0,
         in_flight: false,
         since: None,
-        cpu_ns: 0,
+        cpu: CpuTime::default(),
     };
     let ignore = |signal: u32| {
         if exec.ignored >> signal & 1 == 1 {
@@ -190,6 +191,8 @@ pub fn load(exec: Exec<'_>) -> Result<Loaded, ProgramError> {
             .collect(),
         pending: Vec::new(),
         signals: 0,
+        spent: Spent::default(),
+        home_cpu_ns: 0,
         clocks: exec.clocks,
         vdso: Some(VdsoImage {
             base: layout.vdso,

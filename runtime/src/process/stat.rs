@@ -3,6 +3,7 @@
 //! `procfs` parses the whole file and stats the folder first; a job of thousands of processes is listed by reading every
 //! process of the machine once, so this stays small. See proc_pid_stat(5).
 
+use nix::time::{ClockId, clock_gettime};
 use std::io;
 
 /// Selected fields.
@@ -92,6 +93,13 @@ pub fn state(pid: i32, tid: i32) -> Option<char> {
         .map(char::from)
 }
 
+/// CPU time in nanoseconds of a process and all threads that it has had.
+pub fn cpu_ns(pid: i32) -> Option<u64> {
+    let clock = ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(pid)).ok()?;
+    let time = clock_gettime(clock).ok()?;
+    u64::try_from(std::time::Duration::from(time).as_nanos()).ok()
+}
+
 /// Whether a state letter is that of a zombie or of a task that is being reaped.
 pub fn is_dead(state: char) -> bool {
     matches!(state, 'Z' | 'X' | 'x')
@@ -113,6 +121,7 @@ mod tests {
         assert!(me.threads >= 1 && me.resident > 0 && !me.is_dead());
         assert!(state(me.pid, me.pid).is_some_and(|state| !is_dead(state)));
         assert!(state(me.pid, 0).is_none());
+        assert!(cpu_ns(me.pid).is_some_and(|ns| ns > 0) && cpu_ns((1 << 22) + 1).is_none());
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! - [`relocate`]: a `Call` into the deputy's memory and its results out of it, at home.
 //! - [`audit`] and [`policy`]: what home checks before a deputy sees a call. A host may lie in every byte.
 //! - [`report`]: the table for people.
+//! - [`rusage`]: sums of what home and hosts know of CPU time.
 
 pub mod audit;
 pub mod decide;
@@ -23,6 +24,7 @@ pub mod memory;
 pub mod policy;
 pub mod relocate;
 pub mod report;
+pub mod rusage;
 pub mod table;
 
 /// The address that stands for every bad guest pointer on the wire. Page zero is never mapped, so home's kernel itself

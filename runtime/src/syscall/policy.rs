@@ -9,6 +9,7 @@
 mod names;
 
 use super::audit::{Target, View, audit};
+use super::emulate::{CpuClock, cpu_clock};
 use super::relocate;
 use super::table::{self, Arg};
 use mosix_wire::call::Call;
@@ -152,6 +153,10 @@ fn targets(call: &Call, view: &View<'_>, job: &dyn JobView) -> Result<(), &'stat
             within(int(0) == process && own(int(1)))
         }
         libc::SYS_sched_setparam | libc::SYS_sched_setscheduler | libc::SYS_sched_setaffinity => within(own(int(0))),
+        libc::SYS_clock_gettime => match cpu_clock(call.args[0], call.pid.0, call.tid.0) {
+            Some(CpuClock::Other(pid, _)) => within(job.contains(pid)),
+            _ => Ok(()),
+        },
         libc::SYS_fcntl => match int(1) {
             libc::F_SETOWN => within(int(2) == 0 || killable(int(2))),
             // struct f_owner_ex: type (thread, process, group), id.

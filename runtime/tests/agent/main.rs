@@ -336,6 +336,8 @@ fn take(mut command: Command, epoch: Epoch) -> Taken {
         actions: captured.actions,
         pending: vec![],
         signals: 0,
+        spent: Default::default(),
+        home_cpu_ns: 0,
         clocks: capture::clocks(),
         vdso: vdso(&ProcMem::force(pid).expect("mem"), &before),
         cpu: mosix_runtime::cpu::record(),

@@ -73,7 +73,7 @@ impl Liar {
         let linger = Box::new(move |ended| {
             let _ = tx.send(ended);
         });
-        let deputy = Deputy::new(pid, window, linger).expect("deputy");
+        let deputy = Deputy::new(pid, window, linger, Arc::default()).expect("deputy");
         deputy.seat(pid, 0, Seq(0), None);
         let job: Job = Arc::new(View::with(me(), vec![state.as_os_str().as_bytes().to_vec()]));
         Self {

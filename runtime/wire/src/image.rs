@@ -1,6 +1,7 @@
 //! A process as a value: everything needed to build its body again. Pages travel beside it, not in it.
 
 use crate::ids::{Epoch, Nonce, Pid, Tid};
+use crate::spent::{CpuTime, Spent};
 use serde::{Deserialize, Serialize};
 
 /// The body of one process at a freeze point.
@@ -30,6 +31,10 @@ pub struct ProcessImage {
     pub pending: Vec<SigInfo>,
     /// Number of the last signal of home that the process has.
     pub signals: u64,
+    /// What it has used on hosts so far, ended threads included.
+    pub spent: Spent,
+    /// CPU time that its deputy's kernel counts at the last departure from home, in nanoseconds.
+    pub home_cpu_ns: u64,
     /// Clocks of the capturing node at capture, for the time namespace of the next.
     pub clocks: Clocks,
     /// Home's vDSO, which the body keeps at its old address.
@@ -75,8 +80,8 @@ pub struct ThreadImage {
     /// When the time-out that the arguments of the interrupted call show began to count, in nanoseconds of the body's monotonic clock;
     /// none when the call has no relative time-out.
     pub since: Option<i64>,
-    /// CPU time consumed so far on all nodes, in nanoseconds.
-    pub cpu_ns: u64,
+    /// CPU time on hosts so far.
+    pub cpu: CpuTime,
 }
 
 /// rseq registration of a thread.
@@ -249,4 +254,24 @@ pub struct Attributes {
     pub membarrier: u32,
     /// RLIMIT_STACK soft limit, which bounds the growth of the stack.
     pub stack_limit: u64,
+    /// RLIMIT_CPU in seconds, soft and hard; none when neither is limited.
+    pub cpu_limit: Option<(u64, u64)>,
+    /// ITIMER_VIRTUAL and ITIMER_PROF.
+    pub cpu_timers: [IntervalTimer; 2],
+}
+
+/// `struct itimerval` of setitimer(2), in microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct IntervalTimer {
+    /// Until it fires; 0 when it is not set.
+    pub left_us: u64,
+    /// From there on; 0 when it fires once.
+    pub every_us: u64,
+}
+
+impl Attributes {
+    /// Whether a timer of CPU time is set.
+    pub fn has_cpu_timers(&self) -> bool {
+        self.cpu_timers.iter().any(|timer| timer.left_us > 0)
+    }
 }

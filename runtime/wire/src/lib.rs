@@ -14,3 +14,4 @@ pub mod job;
 pub mod limits;
 pub mod link;
 pub mod node;
+pub mod spent;

@@ -23,6 +23,7 @@
 use crate::call::{Call, Reply};
 use crate::ids::{Epoch, JobId, NodeName, Nonce, Pid, Seq, Tid};
 use crate::image::{Clocks, FileRef, ProcessImage, SigAction, SigInfo};
+use crate::spent::Spent;
 use serde::{Deserialize, Serialize};
 
 /// A run of pages in a page frame.
@@ -452,12 +453,12 @@ pub enum ToHome {
         /// The question.
         number: u64,
     },
-    /// Resources used by a body on this host, sent when asked and at its end.
+    /// Resources of a body, sent when asked and at its end.
     Usage {
         /// The process.
         pid: Pid,
-        /// CPU time here in nanoseconds.
-        cpu_ns: u64,
+        /// What it has used so far, here and on earlier hosts.
+        spent: Spent,
         /// Resident bytes.
         resident: u64,
         /// Threads.

@@ -138,11 +138,20 @@ impl HomeEngine {
             }
             ToHome::Usage {
                 pid,
-                cpu_ns,
+                spent,
                 resident,
                 threads,
                 running,
             } => {
+                // From a host that has the body, or had it until the move that is under way.
+                let Some(process) = self.processes.get(&pid.0) else {
+                    return;
+                };
+                if process.state.accepted().is_some_and(|(at, _)| *at != node) {
+                    return;
+                }
+                self.accounts.report(pid.0, spent);
+                let cpu_ns = self.accounts.own(pid.0).cpu.total();
                 return cx.shared.place(pid.0, |placement| {
                     placement.usage = Usage {
                         cpu_ns,
@@ -272,7 +281,10 @@ impl HomeEngine {
             placement.moving = false;
             placement.moves += u32::from(moved);
             if place == Place::Home {
-                placement.usage = Usage::default();
+                placement.usage = Usage {
+                    cpu_ns: self.accounts.own(pid).cpu.total(),
+                    ..Usage::default()
+                };
             }
             placement.place = place.clone();
         });
@@ -377,6 +389,7 @@ impl HomeEngine {
             let text = format!("process {pid} ended before it had moved");
             reply.refuse(RefusalKind::UnknownProcess, Some(pid), text);
         }
+        self.accounts.settle();
         if let Some(deputy) = &process.deputy {
             deputy.close();
             deputy.end();

@@ -21,13 +21,13 @@ impl HomeEngine {
     fn seat_child(&mut self, cx: &mut Cx<'_>, pid: i32, child: i32) {
         let early = self.early.remove(&child);
         let epoch = self.epochs.fresh();
-        let handle = cx.handle.clone();
+        let (handle, accounts) = (cx.handle.clone(), Arc::clone(&self.accounts));
         let linger = Box::new(move |ended| handle.message(Message::Lingered(child, ended)));
         let Some(parent) = self.processes.get_mut(&pid) else {
             return;
         };
         match births::seat(parent, (child, early), epoch, |window| {
-            Deputy::new(child, window, linger)
+            Deputy::new(child, window, linger, accounts)
         }) {
             Ok(process) => {
                 parent.unborn.insert(child);

@@ -55,10 +55,13 @@ impl HomeEngine {
             return;
         };
         let Some(sender) = process.outgoing.take() else { return };
+        let (spent, accounts) = (self.accounts.own(pid), Arc::clone(&self.accounts));
         let handle = cx.handle.clone();
         let linger = Box::new(move |ended| handle.message(Message::Lingered(pid, ended)));
         let judged = || probe::memory(pid, &processes::groups_of(&shared));
-        match process.depart(attempt, nonce, judged, |window| Deputy::new(pid, window, linger)) {
+        match process.depart((attempt, nonce), spent, judged, |window| {
+            Deputy::new(pid, window, linger, accounts)
+        }) {
             Ok(outgoing) => {
                 self.shared.place(pid, |placement| placement.stuck = None);
                 fault::at("home.frozen");

@@ -221,6 +221,7 @@ impl Builder {
             ids,
             outputs: call.outputs.clone(),
             pieces: self.pieces,
+            part: None,
         };
         Ok((call, self.input, scatter))
     }

@@ -15,6 +15,7 @@ pub use sockets::option_is_unportable;
 
 use super::emulate;
 use super::memory::{GuestMemory, TASK_END};
+use super::rusage;
 use super::table::{Arg, Request, Row, Size};
 use super::{BAD_ADDRESS, BAD_POINTER};
 use mosix_wire::call::Call;
@@ -86,12 +87,16 @@ pub fn gather(row: &Row, args: [u64; 6], mem: &impl GuestMemory, ids: Ids) -> Ga
     }
     let temp_mask = gather.temp_mask;
     match gather.b.finish(ids, gather.nr) {
-        Ok((call, payload, scatter)) => Gathered::Forward(Box::new(Forward {
-            call,
-            payload,
-            scatter,
-            temp_mask,
-        })),
+        Ok((call, payload, mut scatter)) => {
+            let part = rusage::part(row.nr, &args, ids.pid.0, ids.tid.0);
+            scatter.part = part.or_else(|| rusage::limit(&call, &payload));
+            Gathered::Forward(Box::new(Forward {
+                call,
+                payload,
+                scatter,
+                temp_mask,
+            }))
+        }
         Err(TooLarge) => Gathered::ComeHome("it has more buffers than one forwarded call may carry"),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Ids;
 use crate::syscall::memory::GuestMemory;
+use crate::syscall::rusage::Part;
 use mosix_wire::call::{Extent, Output, Reply};
 
 /// Where one output goes in the guest.
@@ -29,6 +30,8 @@ pub struct Scatter {
     pub(super) ids: Ids,
     pub(super) outputs: Vec<Output>,
     pub(super) pieces: Vec<Piece>,
+    /// What the body's side adds to the outputs before they are applied.
+    pub part: Option<Part>,
 }
 
 /// A reply that does not fit its call. Home never sends one: the link or home is broken.
@@ -47,6 +50,7 @@ impl Scatter {
             ids,
             outputs: Vec::new(),
             pieces: Vec::new(),
+            part: None,
         }
     }
 

@@ -36,12 +36,11 @@ pub(super) const ROWS: &[Row] = &[
         &[Int, InOut(Fixed(4)), Int, InOut(Fixed(144))],
         Restart::Sys,
     )
-    .partial("CPU time of moved children is missing in the usage"),
+    .partial("the usage includes what the child used on hosts, unless the caller is at home"),
     home(63, "uname", &[Out(Fixed(390))], Restart::None),
     home(97, "getrlimit", &[Int, Out(Fixed(16))], Restart::None),
     home(98, "getrusage", &[Int, Out(Fixed(144))], Restart::None)
-        .both()
-        .note("home's side alone: CPU time and faults on hosts are missing"),
+        .partial("CPU time, faults and peak of bodies on hosts are added, also for children; back home the kernel's answer is home's part alone"),
     home(99, "sysinfo", &[Out(Fixed(112))], Restart::None).note("describes home"),
     comes_home(101, "ptrace", Restart::None, "a tracer stays at home"),
     home(102, "getuid", &[], Restart::None),
@@ -120,7 +119,7 @@ pub(super) const ROWS: &[Row] = &[
     .partial("known options are forwarded, others (seccomp, dumpable, PR_SET_MM …) come home"),
     home(160, "setrlimit", &[Int, In(Fixed(16))], Restart::None)
         .both()
-        .note("holds for what home does; a body keeps the limits that its host gave it"),
+        .note("holds for what home does; of a body only RLIMIT_CPU, others are its host's"),
     home(
         302,
         "prlimit64",
@@ -147,7 +146,7 @@ pub(super) const ROWS: &[Row] = &[
         &[Int, Int, InOutAlways(Fixed(128)), Int, InOut(Fixed(144))],
         Restart::Sys,
     )
-    .partial("CPU time of moved children is missing in the usage"),
+    .partial("the usage includes what the child used on hosts, unless the caller is at home"),
     home(251, "ioprio_set", &[Int, Int, Int], Restart::None),
     home(252, "ioprio_get", &[Int, Int], Restart::None),
     comes_home(272, "unshare", Restart::None, "changes namespaces; returns and stays"),

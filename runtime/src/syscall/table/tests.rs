@@ -67,7 +67,6 @@ fn dangerous_calls_are_not_native() {
         "rt_sigqueueinfo",
         "rt_tgsigqueueinfo",
         "alarm",
-        "setitimer",
         "timer_create",
         "timer_settime",
         "clone",
@@ -106,6 +105,16 @@ fn dangerous_calls_are_not_native() {
         let row = rows().find(|row| row.name == name).unwrap();
         assert!(!matches!(row.away, Away::Native | Away::NativeIf { .. }), "{name}");
     }
+    // ITIMER_REAL is home's.
+    let Away::NativeIf { rules, .. } = row(libc::SYS_setitimer as u32).away else {
+        panic!("setitimer")
+    };
+    assert!([1, 2].iter().all(|which| matches(rules, &[*which, 0, 0, 0, 0, 0])));
+    assert!(
+        [0, 3, u64::MAX]
+            .iter()
+            .all(|which| !matches(rules, &[*which, 0, 0, 0, 0, 0]))
+    );
 }
 
 #[test]

@@ -18,6 +18,9 @@ const CLOCKS: &[&[Cond]] = &[
     &[int_is(0, 11)],
 ];
 
+/// ITIMER_VIRTUAL and ITIMER_PROF.
+const CPU_TIMERS: &[&[Cond]] = &[&[int_is(0, 1)], &[int_is(0, 2)]];
+
 pub(super) const ROWS: &[Row] = &[
     home(
         35,
@@ -26,19 +29,29 @@ pub(super) const ROWS: &[Row] = &[
         Restart::Timed,
     )
     .note("the deputy sleeps and keeps the deadline"),
-    home(36, "getitimer", &[Only(&[0]), Out(Fixed(32))], Restart::None).partial("CPU timers come home"),
+    native_if(
+        36,
+        "getitimer",
+        &[Only(&[0]), Out(Fixed(32))],
+        Restart::None,
+        CPU_TIMERS,
+        Otherwise::Home,
+    )
+    .note("timers of CPU time go with the body"),
     home(37, "alarm", &[Int], Restart::None),
-    home(
+    native_if(
         38,
         "setitimer",
         &[Only(&[0]), In(Fixed(32)), Out(Fixed(32))],
         Restart::None,
+        CPU_TIMERS,
+        Otherwise::Home,
     )
-    .partial("CPU timers come home"),
+    .note("timers of CPU time go with the body, and count its CPU time alone"),
     native(96, "gettimeofday", &[Addr, Addr], Restart::None),
-    home(100, "times", &[Out(Fixed(32))], Restart::None)
-        .both()
-        .note("home's side alone: CPU time on hosts is missing"),
+    home(100, "times", &[Out(Fixed(32))], Restart::None).note(
+        "what bodies used on hosts is added, also for children; back home the kernel's answer is home's part alone",
+    ),
     comes_home(159, "adjtimex", Restart::None, "sets the machine's clock"),
     comes_home(164, "settimeofday", Restart::None, "sets the machine's clock"),
     native(201, "time", &[Addr], Restart::None),
@@ -48,7 +61,7 @@ pub(super) const ROWS: &[Row] = &[
         &[Clock, In(Fixed(64)), Out(Fixed(4))],
         Restart::None,
     )
-    .partial("CPU timers come home"),
+    .partial("timers of CPU clocks come home, and count there alone"),
     home(
         223,
         "timer_settime",
@@ -65,9 +78,9 @@ pub(super) const ROWS: &[Row] = &[
         &[Int, Out(Fixed(16))],
         Restart::None,
         CLOCKS,
-        Otherwise::Special,
+        Otherwise::Home,
     )
-    .note("CPU clocks of the caller: what was used on this host since the arrival; other clocks of descriptors are home's"),
+    .note("CPU clocks: home's, with what bodies used on hosts; by the agent alone while nothing was done at home"),
     native(229, "clock_getres", &[Int, Addr], Restart::None),
     home(
         230,
