@@ -4,6 +4,7 @@
 // A test speaks by panics.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod accounting;
 mod behaviours;
 mod cli;
 mod faults;
