@@ -8,6 +8,7 @@ mod accounting;
 mod behaviours;
 mod cli;
 mod faults;
+mod forks;
 mod guests;
 mod hazards;
 mod home;

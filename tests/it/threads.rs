@@ -13,14 +13,14 @@ use std::time::Duration;
 const STEP: Duration = Duration::from_secs(120);
 
 /// A program that says READY with its pid, makes threads after a line on stdin, says MADE, and ends after another line.
-struct Maker {
+pub struct Maker {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
 }
 
 impl Maker {
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("start the program");
         let (sender, lines) = channel();
@@ -37,23 +37,23 @@ impl Maker {
         }
     }
 
-    fn line(&self) -> String {
+    pub fn line(&self) -> String {
         self.lines.recv_timeout(STEP).expect("a line of the program")
     }
 
-    fn ready(&self) -> i32 {
+    pub fn ready(&self) -> i32 {
         let line = self.line();
         let pid = line.strip_prefix("READY pid=").and_then(|pid| pid.parse().ok());
         pid.unwrap_or_else(|| panic!("{line:?} instead of READY"))
     }
 
-    fn made(&self) -> String {
+    pub fn made(&self) -> String {
         let made = self.line();
         assert!(made.starts_with("MADE "), "{made}");
         made
     }
 
-    fn tell(&mut self) {
+    pub fn tell(&mut self) {
         self.stdin
             .as_mut()
             .expect("stdin")
@@ -62,7 +62,7 @@ impl Maker {
     }
 
     /// Its end: what it said last.
-    fn end(mut self) -> Vec<String> {
+    pub fn end(mut self) -> Vec<String> {
         drop(self.stdin.take());
         let status = self.child.wait().expect("wait for the program");
         assert!(status.success(), "{status}");

@@ -161,11 +161,16 @@ impl Creation<'_> {
                 tracing::warn!(pid = %process.pid, %error, "a child gets no window");
                 Ok((-i64::from(libc::EAGAIN), None))
             }
-            _ => clone_stopped(host, &saved, self.flags, kind == Some(Kind::Child)),
+            _ => clone_stopped(host, &saved, self.flags, kind != Some(Kind::Thread)),
         };
         self.calls.calls.set_injecting(host, false);
         let (mut result, new) = made?;
         let mut child = None;
+        let slots = match kind {
+            // Those of its parent, which nobody uses meanwhile.
+            Some(Kind::Borrower) => process.built.as_ref().map(|built| Ok(built.body.window.lend())),
+            _ => slots,
+        };
         match (new, slots) {
             (Some(new), Some(Ok(window))) => match self.child(process, new, window, &saved, mask) {
                 Ok(built) => child = Some(Box::new(built)),
@@ -178,11 +183,14 @@ impl Creation<'_> {
             (Some(new), _) => result = self.thread(process, new, &saved, mask)?.unwrap_or(result),
             (None, _) => {}
         }
-        if kind == Some(Kind::Child) {
-            self.take_slots_back()?;
+        match kind {
+            Some(Kind::Child) => self.take_slots_back()?,
+            Some(Kind::Borrower) => {}
+            _ if result < 0 => self.shared.thread_ended(self.calls, self.number, 0),
+            _ => {}
+        }
+        if kind != Some(Kind::Thread) {
             self.tell(child.is_some());
-        } else if result < 0 {
-            self.shared.thread_ended(self.calls, self.number, 0);
         }
         self.calls.calls.end_creation(host);
         let mut regs = saved;
@@ -190,7 +198,11 @@ impl Creation<'_> {
         regs.set_orig_rax(u64::MAX);
         ptrace::set_regs(host, &regs)?;
         ptrace::set_sigmask(host, mask)?;
-        ptrace::cont(host, 0)?;
+        match &child {
+            // It goes on when the child gives the memory back.
+            Some(child) if kind == Some(Kind::Borrower) => process.lent = Some((child.pid, host)),
+            _ => ptrace::cont(host, 0)?,
+        }
         Ok(child)
     }
 
@@ -255,7 +267,7 @@ fn clone_stopped(host: i32, saved: &Regs, flags: u64, child: bool) -> io::Result
         libc::SYS_clone => saved.args(),
         _ => [0; 6],
     };
-    args[0] = flags | if child { libc::CLONE_PARENT as u64 } else { 0 };
+    args[0] = flags & !(libc::CLONE_VFORK as u64) | if child { libc::CLONE_PARENT as u64 } else { 0 };
     regs.set_call(libc::SYS_clone as u64, args);
     regs.set_rip(stub().map_err(io::Error::other)?.syscall);
     regs.set_orig_rax(u64::MAX);

@@ -7,6 +7,8 @@
 //!  child stands                   mmap of the slots, sealed; descriptor 0 closed, here and in the parent
 //!  Forked ──▶ home ──▶ Run        it begins, under its first epoch
 //! ```
+//! A child of vfork(2) lives in its parent's memory, slots included, until it executes a program, ends, or leaves with a copy, and the thread
+//! that made it stands so long. The parent can not be captured meanwhile, and signals for it wait.
 
 use super::build::{Built, DONT_FORK, SYS_MSEAL};
 use super::calls::{Calls, NewThread};
@@ -16,10 +18,11 @@ use super::shared::{BodyCalls, Shared, lock};
 use super::signals::inject;
 use super::verify;
 use crate::contract::commit::Host;
+use crate::deputy::creation::{self, Kind};
 use crate::process::materialise::Body;
 use crate::process::window::Window;
 use mosix_loader::script::abi::{SHARED, SHARED_SIZE};
-use mosix_sys::ptrace::Regs;
+use mosix_sys::ptrace::{self, Regs};
 use mosix_wire::ids::{Epoch, Pid};
 use mosix_wire::link::ToHome;
 use mosix_wire::spent::{CpuTime, Spent};
@@ -93,7 +96,9 @@ impl Creation<'_> {
             }]),
         });
         calls.family.join(&calls);
-        if let Err(error) = furnish(&calls).and_then(|()| begin(new, saved, mask)) {
+        let borrows = creation::kind(self.flags) == Some(Kind::Borrower);
+        let furnished = if borrows { Ok(()) } else { furnish(&calls) };
+        if let Err(error) = furnished.and_then(|()| begin(new, saved, mask)) {
             calls.family.leave(pid);
             return Err(error);
         }
@@ -113,6 +118,7 @@ impl Creation<'_> {
         body.node.clone_from(&built.body.node);
         let mut child = Process::new(pid);
         child.state = Host::Born;
+        child.borrows = borrows.then_some(parent.pid);
         child.tids = vec![new];
         child.built = Some(Built {
             image,
@@ -124,6 +130,19 @@ impl Creation<'_> {
         self.shared.enter(&calls);
         child.calls = Some(calls);
         Ok(child)
+    }
+}
+
+impl Process {
+    /// The child that had this process's memory is gone: the thread that made it goes on.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn memory_back(&mut self) -> io::Result<()> {
+        match self.lent.take() {
+            Some((_, creator)) => ptrace::cont(creator, 0),
+            None => Ok(()),
+        }
     }
 }
 

@@ -78,7 +78,18 @@ pub struct Process {
     pub prepared: Option<Prepared>,
     /// Since when it stands still for a departure.
     pub still: Option<Instant>,
+    /// The child of vfork(2) that has its memory, and the thread that stands until it gives it back.
+    pub lent: Option<(Pid, i32)>,
+    /// The parent whose memory it has.
+    pub borrows: Option<Pid>,
+    /// A call that comes home was made while its memory was lent: its number.
+    pub wanted_home: Option<u32>,
+    /// It is to leave when it has its memory back.
+    pub leaves: Option<Leaves>,
 }
+
+/// A departure that waits for the end of a vfork: its attempt, its way, whether that leads home, and since when.
+pub type Leaves = (Epoch, Box<Streams>, bool, Instant);
 
 impl Process {
     /// Nothing is here yet.
@@ -111,6 +122,10 @@ impl Process {
             way: None,
             prepared: None,
             still: None,
+            lent: None,
+            borrows: None,
+            wanted_home: None,
+            leaves: None,
         }
     }
 
@@ -203,6 +218,11 @@ impl Process {
     pub fn freeze(&mut self, shared: &Shared) -> io::Result<()> {
         if self.frozen.is_some() {
             return Ok(());
+        }
+        if self.lent.is_some() {
+            return Err(io::Error::other(
+                "a vfork is in progress: try again when its child has executed its program",
+            ));
         }
         let (Some(calls), Some(built)) = (self.calls.clone(), &self.built) else {
             return Err(io::ErrorKind::NotFound.into());
@@ -424,6 +444,10 @@ impl Process {
             built.end();
         }
         self.unprepare();
+        self.lent = None;
+        self.borrows = None;
+        self.wanted_home = None;
+        self.leaves = None;
         self.calls = None;
         self.tids.clear();
         self.frozen = None;

@@ -237,7 +237,7 @@ impl Server<'_> {
                 self.shared.command(Command::Exit(self.body.pid, Exit::Code(code)));
             }
             libc::SYS_exit => self.exit(tid),
-            libc::SYS_clone | libc::SYS_fork => self.create(tid, seq),
+            libc::SYS_clone | libc::SYS_fork | libc::SYS_vfork => self.create(tid, seq),
             libc::SYS_clone3 => self.clone3(),
             libc::SYS_rt_sigaction => self.action(tid),
             _ => self.come_home("not written yet"),

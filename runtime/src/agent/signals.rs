@@ -261,7 +261,7 @@ pub fn from_home(
     if !(1..=64).contains(&number(&info)) {
         return None;
     }
-    if process.frozen.is_some() {
+    if process.frozen.is_some() || process.lent.is_some() {
         process.signals.due.push(Due::new(tid, info));
         return None;
     }
@@ -270,6 +270,9 @@ pub fn from_home(
 
 /// Delivers what waited while the body stood still.
 pub fn catch_up(shared: &Shared, process: &mut Process) -> Option<Exit> {
+    if process.lent.is_some() {
+        return None;
+    }
     for due in std::mem::take(&mut process.signals.due) {
         if let Some(how) = raise(shared, process, due.to, due.info) {
             return Some(how);

@@ -3,6 +3,8 @@
 //! Events come from the kernel (children and tracees), from the other threads, and from the clock. Each becomes a step of the process's
 //! state machine ([`Host`]), whose effects are carried out here, in order.
 
+mod vfork;
+
 use super::birth;
 use super::build;
 use super::creation::{self, Followed};
@@ -289,8 +291,14 @@ impl Tracer {
                 }
             }
             Command::WantHome(pid, nr) => {
-                let running = self.processes.get(&pid).and_then(|process| process.calls.clone());
-                if let Some(calls) = running {
+                let Some(process) = self.processes.get_mut(&pid) else {
+                    return;
+                };
+                if process.lent.is_some() {
+                    process.wanted_home = Some(nr);
+                    return;
+                }
+                if let Some(calls) = process.calls.clone() {
                     self.shared.tell(
                         &ToHome::WantHome {
                             pid,
@@ -774,6 +782,17 @@ impl Tracer {
         if !matches!(process.state, Host::Freezing { attempt: now, .. } if now == attempt) {
             return;
         }
+        if process.lent.is_some() {
+            process.leaves = Some((attempt, streams, to_home, Instant::now()));
+            return;
+        }
+        self.depart(pid, attempt, streams, to_home);
+    }
+
+    fn depart(&mut self, pid: Pid, attempt: Epoch, streams: Box<depart::Streams>, to_home: bool) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
         let shared = Arc::clone(&self.shared);
         let mut streams = Some(streams);
         match depart::begin(&shared, process, attempt, &mut streams, to_home) {
@@ -815,9 +834,13 @@ impl Tracer {
             .write()
             .unwrap_or_else(|poison| poison.into_inner())
             .remove(&pid);
+        let lender = self.process(pid).borrows;
         self.process(pid).end();
         if let Some(calls) = calls {
             calls.family.leave(pid);
+        }
+        if let Some(lender) = lender {
+            self.memory_back(lender, pid);
         }
         let none = self.processes.values().all(|process| process.built.is_none());
         if none && let Err(error) = self.nest.init.release() {
@@ -844,6 +867,7 @@ impl Tracer {
 
     fn tick(&mut self) {
         self.late_words();
+        self.late_leaves();
         let late = self.processes.values().filter(|process| process.signals.late);
         for pid in late.map(|process| process.pid).collect::<Vec<_>>() {
             self.late(pid);

@@ -671,7 +671,8 @@ impl Deputy {
         }
         let buffer = slot_offset(slot) + SLOT_BUFFER;
         let (op, prepared) = match made {
-            creation::Kind::Child => {
+            // The memory of a deputy is nobody's: there the two are alike.
+            creation::Kind::Child | creation::Kind::Borrower => {
                 lock(&self.births).child(creator);
                 (creation::fork(call.args[0]), Ok(()))
             }

@@ -38,6 +38,8 @@ pub fn is_thread(flags: u64) -> bool {
 /// Flags of a child that concern its body alone: thread pointer, places for the number.
 const CHILD: u64 =
     (libc::CLONE_SETTLS | libc::CLONE_PARENT_SETTID | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID) as u64;
+/// What vfork(2) is.
+const VFORK: u64 = (libc::CLONE_VM | libc::CLONE_VFORK) as u64;
 /// The signal that a child sends at its end.
 const EXIT_SIGNAL: u64 = 0xff;
 
@@ -48,6 +50,8 @@ pub enum Kind {
     Thread,
     /// A child process with a copy of its memory.
     Child,
+    /// A child process in the creator's own memory, which waits until the child executes a program or ends: vfork(2), posix_spawn(3).
+    Borrower,
 }
 
 /// What clone(2) with these flags makes, when that can be made away.
@@ -56,8 +60,12 @@ pub fn kind(flags: u64) -> Option<Kind> {
         return Some(Kind::Thread);
     }
     let flags = flags & u64::from(u32::MAX);
-    let child = flags & !(CHILD | EXIT_SIGNAL) == 0 && flags & EXIT_SIGNAL <= 64;
-    child.then_some(Kind::Child)
+    let known = flags & !(CHILD | VFORK | EXIT_SIGNAL) == 0 && flags & EXIT_SIGNAL <= 64;
+    match flags & VFORK {
+        0 if known => Some(Kind::Child),
+        VFORK if known => Some(Kind::Borrower),
+        _ => None,
+    }
 }
 
 /// The flags of clone(2) that one of the calls asks for which make threads and processes from registers alone.
@@ -65,6 +73,7 @@ pub fn flags(nr: i64, args: &[u64; 6]) -> Option<u64> {
     match nr {
         libc::SYS_clone => Some(args[0]),
         libc::SYS_fork => Some(libc::SIGCHLD as u64),
+        libc::SYS_vfork => Some(VFORK | libc::SIGCHLD as u64),
         _ => None,
     }
 }
@@ -78,7 +87,7 @@ pub fn asks(call: &Call) -> Option<Kind> {
 
 /// Whether a call is, or may be, one that makes something.
 pub fn creates(nr: i64) -> bool {
-    matches!(nr, libc::SYS_clone | libc::SYS_fork)
+    matches!(nr, libc::SYS_clone | libc::SYS_fork | libc::SYS_vfork)
 }
 
 /// Creations under way: by the creator, the slot that the new thread gets; none for a child.
@@ -159,8 +168,12 @@ mod tests {
         for flags in [0x0120_0011, 17, 0] {
             assert_eq!(kind(flags), Some(Kind::Child), "{flags:#x}");
         }
-        // vfork, a parent's sibling, shared descriptors, a pidfd, a signal that is none.
-        for flags in [0x4111, 0x8011, 0x411, 0x1011, 0x41] {
+        // What vfork is, and posix_spawn, and Go's.
+        for flags in [0x4111, 0x4100] {
+            assert_eq!(kind(flags), Some(Kind::Borrower), "{flags:#x}");
+        }
+        // Memory shared for good, a parent's sibling, shared descriptors, a pidfd, a signal that is none.
+        for flags in [0x111, 0x4011, 0x8011, 0x411, 0x1011, 0x41] {
             assert_eq!(kind(flags), None, "{flags:#x}");
         }
         // fork, vfork, and threads with a flag too many or too few: untraced, a namespace, a pidfd, descriptors of their own.

@@ -96,6 +96,16 @@ pub fn seat(
     Ok(process)
 }
 
+/// Ends the children that have no body when all is heard that the host has said of its: their creators make the call again.
+///
+/// # Errors
+/// As [`unmake`].
+pub fn unmake_all(process: &mut Process) -> io::Result<()> {
+    let mut children = std::mem::take(&mut process.newborn);
+    children.extend(process.unborn.iter());
+    unmake(process, &children)
+}
+
 /// Ends children that have no body, as if they had never been: their parent's kernel half takes their ends, and its body hears nothing.
 ///
 /// # Errors
@@ -178,9 +188,6 @@ pub fn settle(process: &mut Process, image: &ProcessImage) -> io::Result<()> {
         // The answer is another thread's to take.
         std::thread::sleep(Duration::from_micros(100));
     }
-    let mut children = std::mem::take(&mut process.newborn);
-    children.extend(process.unborn.iter());
-    unmake(process, &children)?;
     for thread in &image.threads {
         let tid = thread.tid.0;
         let creates = creation::creates(ptrace::Regs(thread.regs).orig_rax() as i64);

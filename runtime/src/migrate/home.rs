@@ -160,7 +160,9 @@ fn open_here(process: &Process, thread: &ThreadImage) -> bool {
 pub fn dress(process: &mut Process, image: &mut ProcessImage) -> Result<(), ReturnError> {
     let pid = process.pid;
     // A call of before may have been slower than the image.
-    super::births::settle(process, image).map_err(|error| ReturnError::Os { pid, error })?;
+    super::births::settle(process, image)
+        .and_then(|()| super::births::unmake_all(process))
+        .map_err(|error| ReturnError::Os { pid, error })?;
     // From here on what comes is pending in the kernel here; what came before waits behind what the body brought.
     let mut phases = Phases::default();
     let mut still = process.shut();

@@ -7,6 +7,7 @@ use mosix_loader::script::abi::*;
 use mosix_sys::shared::{OutOfRange, Shared, memfd};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Operations that one long script may have: they lie at the arena's start. Only the tracer thread posts long scripts, one at a time.
@@ -17,7 +18,7 @@ pub const BUFFERS: u64 = ARENA + (16 << 20);
 /// The shared part of one process's window.
 #[derive(Debug)]
 pub struct Window {
-    shared: Shared,
+    shared: Arc<Shared>,
     /// The process that runs its scripts, once known: nobody waits for a dead one.
     owner: Option<i32>,
 }
@@ -79,7 +80,7 @@ impl Window {
     /// Maps the shared part of a window whose memfd exists.
     pub fn adopt(fd: impl AsFd) -> io::Result<Self> {
         Ok(Self {
-            shared: Shared::map(fd, SHARED_SIZE)?,
+            shared: Arc::new(Shared::map(fd, SHARED_SIZE)?),
             owner: None,
         })
     }
@@ -89,6 +90,15 @@ impl Window {
     pub fn of(mut self, pid: i32) -> Self {
         self.owner = Some(pid);
         self
+    }
+
+    /// The same window for another process, which has the memory of this one's.
+    #[must_use]
+    pub fn lend(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            owner: None,
+        }
     }
 
     /// The raw shared memory.

@@ -19,7 +19,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest request in bytes.
 const LONGEST: usize = 4096;
@@ -28,6 +28,8 @@ const CONNECTIONS: usize = 32;
 /// How long a connection may take to ask.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a request to move waits for the end of a vfork.
+const VFORK: Duration = Duration::from_secs(2);
 /// How long the supervisor's end waits for answers that are being written.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -108,8 +110,8 @@ impl Drop for JobSocket {
     fn drop(&mut self) {
         remove_socket(&self.path);
         // Whoever killed the job's last process by a request still wants to hear that it was done.
-        let deadline = std::time::Instant::now() + LAST_WORDS;
-        while self.answering.load(Ordering::Acquire) > 0 && std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + LAST_WORDS;
+        while self.answering.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -221,7 +223,14 @@ fn not_movable(shared: &Shared, pid: i32) -> Option<Refusal> {
         let text = format!("process {pid} does not belong to job {}", shared.id());
         return Some(refusal(RefusalKind::UnknownProcess, Some(pid), text));
     }
-    let why = cannot_leave(shared, pid, None)?;
+    let deadline = Instant::now() + VFORK;
+    let why = loop {
+        match cannot_leave(shared, pid, None)? {
+            // Most children execute their program at once.
+            why if why.code == "vfork" && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            why => break why,
+        }
+    };
     let mut refused = refusal(RefusalKind::CannotMove, Some(pid), reason::refusal(pid, &why));
     refused.why = Some(why);
     Some(refused)

@@ -12,8 +12,7 @@ impl HomeEngine {
     /// `creator`, a thread of the deputy, stands at the event that tells of its child; the child is seated before anybody hears its number.
     pub(super) fn forked_here(&mut self, cx: &mut Cx<'_>, pid: i32, creator: i32, child: i32) {
         self.seat_child(cx, pid, child);
-        let deputy = self.processes.get(&pid).and_then(|process| process.deputy.clone());
-        if let Err(error) = signals::go_on(creator, deputy.as_deref()) {
+        if let Err(error) = ptrace::cont(creator, 0) {
             tracing::debug!(tid = creator, %error, "thread of a deputy is gone");
         }
     }

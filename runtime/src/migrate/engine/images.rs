@@ -104,12 +104,7 @@ impl HomeEngine {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
-        let repaired = home::repair(process, &image);
-        self.bury_unmade(pid);
-        let Some(process) = self.processes.get_mut(&pid) else {
-            return;
-        };
-        match repaired {
+        match home::repair(process, &image) {
             Ok(ready) => {
                 process.returning = Some(image);
                 process.dropped = false;
@@ -141,9 +136,13 @@ impl HomeEngine {
         let Some(mut image) = process.returning.take() else {
             return;
         };
-        match home::dress(process, &mut image) {
+        let dressed = home::dress(process, &mut image);
+        self.bury_unmade(pid);
+        match dressed {
             Ok(()) => {
-                process.returning = Some(image);
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    process.returning = Some(image);
+                }
                 self.step(cx, pid, HomeEvent::BuiltHere(attempt));
             }
             Err(error) => {

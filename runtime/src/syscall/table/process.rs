@@ -21,7 +21,13 @@ pub(super) const ROWS: &[Row] = &[
         Restart::NoInt,
         "the child is made in both halves, with home's number",
     ),
-    comes_home(58, "vfork", Restart::NoInt, "new processes are made at home"),
+    special(
+        58,
+        "vfork",
+        &[],
+        Restart::NoInt,
+        "as fork; the child has its parent's memory on the host too",
+    ),
     comes_home(59, "execve", Restart::None, "programs are loaded at home").trapped(),
     special(
         60,

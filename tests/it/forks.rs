@@ -1,0 +1,70 @@
+//! Children that are made away: they run where their parent is, and move each by itself.
+
+use crate::threads::Maker;
+use mosix_tests::{Guest, How, Lab, guest, require};
+use serde_json::Value;
+use std::process::Stdio;
+use std::time::Duration;
+
+/// The parent goes on where it is, while it makes children, and is not seen anywhere else before its end.
+#[test]
+fn stay_where_they_are() {
+    require!(require::program("cc"));
+    for name in ["fork_away", "vfork_away", "fork_tree"] {
+        let lab = Lab::shared();
+        let period = Duration::from_millis(50);
+        let mut guest = Guest::start(name, &[], How::Moving { lab, period });
+        let pid = guest.pid();
+        for (moves, target) in (1..).zip(["n2", "n3", "n2"]) {
+            guest.migrate(target);
+            std::thread::sleep(Duration::from_millis(300));
+            let row = lab.node(1).process(pid).expect("the guest in `ps`");
+            assert_eq!(
+                (&row["where"], &row["moves"]),
+                (&Value::from(target), &Value::from(moves)),
+                "{name}: {row}"
+            );
+        }
+        guest.pass();
+    }
+}
+
+/// Moves that come as fast as they can, at every step of a creation.
+#[test]
+fn in_the_middle_of_moves() {
+    require!(require::program("cc"));
+    for name in ["fork_away", "vfork_away", "fork_tree"] {
+        let (lab, period) = (Lab::shared(), Duration::from_millis(1));
+        let mut guest = Guest::start(name, &[], How::Moving { lab, period });
+        guest.go_round(15);
+        guest.pass();
+    }
+}
+
+/// Children that were born on n2 are there, and go on to n3, home and to stay, each by itself; their parent hears of each end.
+#[test]
+fn move_by_themselves() {
+    require!(require::program("cc"));
+    let node = Lab::shared().node(1);
+    let program = guest::compile("fork_stay").into_os_string();
+    let mut command = node.command(["mosix".into(), "run".into(), program]);
+    command.stderr(Stdio::inherit());
+    let mut parent = Maker::start(command);
+    let pid = parent.ready();
+    node.mosix_ok(&["migrate", &pid.to_string(), "n2"]);
+    parent.tell();
+    let made = parent.made();
+    let children: Vec<i32> = made.split(' ').filter_map(|word| word.parse().ok()).collect();
+    assert_eq!(children.len(), 3, "{made}");
+    let place = |pid: i32| node.process(pid).map(|row| row["where"].clone());
+    for child in &children {
+        assert_eq!(place(*child), Some(Value::from("n2")), "child {child} of {pid}");
+    }
+    node.mosix_ok(&["migrate", &children[0].to_string(), "n3"]);
+    node.mosix_ok(&["migrate", &children[1].to_string(), "home"]);
+    node.mosix_ok(&["migrate", &pid.to_string(), "n3"]);
+    let places = [pid, children[0], children[1], children[2]].map(|pid| place(pid).unwrap_or_default());
+    assert_eq!(places, ["n3", "n3", "home", "n2"].map(Value::from));
+    parent.tell();
+    assert_eq!(parent.end(), ["PASS"]);
+}
