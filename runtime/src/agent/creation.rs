@@ -39,6 +39,8 @@ use std::time::{Duration, Instant};
 
 /// How long one step of a creation may take: a machine that is busy beyond all measure must not cost the program its life.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Place of the thread pointer among the registers.
+const FS_BASE: usize = 21;
 /// The trap flag.
 const TRAP: u64 = 0x100;
 
@@ -299,11 +301,14 @@ fn clone_stopped(host: i32, saved: &Regs, flags: u64, child: bool) -> io::Result
 
 /// Makes what is new begin behind the call of its creator. It stands still.
 pub(super) fn begin(new: i32, creator: &Regs, mask: u64) -> io::Result<()> {
-    let mut regs = ptrace::regs(new)?;
-    regs.set_rip(creator.rip());
+    let fresh = ptrace::regs(new)?;
+    // The call was made with other arguments than its creator's, which must not see that: only what clone itself sets is new.
+    let mut regs = *creator;
+    regs.set_rax(fresh.rax());
+    regs.set_rsp(fresh.rsp());
+    regs.0[FS_BASE] = fresh.0[FS_BASE];
     regs.set_rcx(creator.rip());
-    regs.set_r11(creator.r11());
-    regs.set_eflags(regs.eflags() & !TRAP);
+    regs.set_eflags(creator.eflags() & !TRAP);
     regs.set_orig_rax(u64::MAX);
     ptrace::set_regs(new, &regs)?;
     ptrace::set_sigmask(new, mask)
