@@ -117,11 +117,13 @@ pub fn unmake(process: &mut Process, children: &[i32]) -> io::Result<()> {
         process.unborn.remove(&child);
         process.unmade.insert(child);
         let _ = mosix_sys::process::kill(child, libc::SIGKILL);
+        // Until its tracer has taken its end, its parent cannot.
         loop {
-            match freeze::wait_for(child, deadline) {
-                Ok(Some(Event::Exited(_) | Event::Killed(..))) => break,
+            match ptrace::wait(Some(child), false) {
+                Ok(Some((_, Event::Exited(_) | Event::Killed(..)))) => break,
                 Ok(Some(_)) => {}
-                Ok(None) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(None) if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(None) => std::thread::sleep(Duration::from_micros(50)),
                 Err(error) if error.raw_os_error() == Some(libc::ECHILD) => break,
                 Err(error) => return Err(error),
             }
