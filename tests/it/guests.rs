@@ -75,8 +75,8 @@ macro_rules! guests {
 }
 
 guests! {
-    accept_server big_io blocked_pipe_read blocked_pipe_write brk_growth counter dirty_pages eintr epoll_wait exec_away
-    fds_kept fork_away fork_tree fpu_registers futex_timeout hazard_loop identity interval_timer ipc_timeout lock_wait maps_change
+    accept_server big_io blocked_pipe_read blocked_pipe_write brk_growth counter dirty_pages eintr epoll_wait exec_args exec_away
+    exec_errors exec_scripts exec_signals exec_threads fds_kept fork_away fork_tree fpu_registers futex_timeout hazard_loop identity interval_timer ipc_timeout lock_wait maps_change
     mmap_file mmap_large mmap_shared_ro mmap_shared_rw poll_wait proc_self select_wait semop sigaltstack signals_queued signals_stream sigtimedwait sleep_exact
     socket_timeout stack_growth thread_exit thread_create_away thread_create_signals threads_futex vdso_time vfork_away wait_child
 }

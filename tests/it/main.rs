@@ -7,6 +7,7 @@
 mod accounting;
 mod behaviours;
 mod cli;
+mod exec;
 mod faults;
 mod forks;
 mod guests;

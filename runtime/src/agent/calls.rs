@@ -131,6 +131,8 @@ struct State {
     capturing: bool,
     /// Calls and replies so far.
     traffic: u64,
+    /// A thread may have an execve open at home.
+    executes: bool,
 }
 
 /// The calls of one body; threads are named by this node's numbers unless said otherwise.
@@ -241,6 +243,10 @@ pub enum Going {
     Cancel,
 }
 
+fn executes(nr: i32) -> bool {
+    matches!(i64::from(nr), libc::SYS_execve | libc::SYS_execveat)
+}
+
 fn is_restart(result: i64) -> bool {
     matches!(result, -516..=-512)
 }
@@ -254,6 +260,7 @@ impl Calls {
             threads,
             capturing: false,
             traffic: 0,
+            executes: true,
         }))
     }
 
@@ -323,7 +330,7 @@ impl Calls {
 
     /// The call of the notification is to go home under `seq`; `mask` holds while it lasts.
     pub fn sent(&self, host: i32, id: u64, seq: Seq, scatter: Scatter, mask: Option<u64>) -> Going {
-        let mut state = self.lock();
+        let state = &mut *self.lock();
         let running = state.phase == Phase::Running;
         state.traffic += 1;
         let Some(thread) = state.threads.get_mut(&host) else {
@@ -336,6 +343,7 @@ impl Calls {
                 waiting.cancelled = thread.due;
                 thread.seq = seq.0;
                 thread.arrived = None;
+                state.executes |= executes(waiting.made.nr);
                 let end = thread.due && !never_waits(waiting.made.nr as u64, &waiting.made.args);
                 if end { Going::Cancel } else { Going::Yes }
             }
@@ -557,6 +565,29 @@ impl Calls {
             .threads
             .get(&host)
             .is_some_and(|thread| thread.waiting.is_some())
+    }
+
+    /// Whether the thread waits for an answer to this notification.
+    pub fn waits(&self, host: i32, id: u64) -> bool {
+        let state = self.lock();
+        let waiting = state.threads.get(&host).and_then(|thread| thread.waiting.as_ref());
+        waiting.is_some_and(|waiting| waiting.id == id)
+    }
+
+    /// Whether a thread has an execve open at home.
+    pub fn executes(&self) -> bool {
+        let mut state = self.lock();
+        if state.executes {
+            let open = |thread: &Thread| {
+                let waiting = thread.waiting.as_ref().filter(|waiting| waiting.sent.is_some());
+                let parked = thread.parked.as_ref().filter(|parked| parked.over.is_none());
+                waiting.is_some_and(|waiting| executes(waiting.made.nr))
+                    || parked.is_some_and(|parked| executes(parked.made.nr))
+                    || thread.arrived.is_some_and(|(nr, _)| executes(nr))
+            };
+            state.executes = state.threads.values().any(open);
+        }
+        state.executes
     }
 
     /// The thread's number at home.

@@ -66,6 +66,7 @@ pub fn call(body: &BodyCalls, flags: u64, tid: Tid, seq: Seq) -> Call {
         relocs: Vec::new(),
         size: 0,
         outputs: Vec::new(),
+        exec: None,
     }
 }
 

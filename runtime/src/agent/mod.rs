@@ -10,6 +10,7 @@ pub mod calls;
 pub mod check;
 pub mod creation;
 pub mod depart;
+pub mod exec;
 pub mod family;
 pub mod files;
 pub mod fork;

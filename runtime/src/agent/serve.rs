@@ -238,6 +238,7 @@ impl Server<'_> {
             }
             libc::SYS_exit => self.exit(tid),
             libc::SYS_clone | libc::SYS_fork | libc::SYS_vfork => self.create(tid, seq),
+            libc::SYS_execve | libc::SYS_execveat => self.exec(tid, seq),
             libc::SYS_clone3 => self.clone3(),
             libc::SYS_rt_sigaction => self.action(tid),
             _ => self.come_home("not written yet"),
@@ -270,6 +271,27 @@ impl Server<'_> {
         let none = Scatter::none(Ids { pid, tid, epoch, seq });
         if self.calls().sent(self.n.tid, self.n.id, seq, none, None) != Going::No {
             self.shared.tell_later(&ToHome::Call(call), &[]);
+        }
+    }
+
+    /// A program: the tracer sends it home, with what only it can see.
+    fn exec(&self, tid: Tid, seq: Seq) {
+        let ids = Ids {
+            pid: self.body.pid,
+            tid,
+            epoch: self.body.epoch(),
+            seq,
+        };
+        match gather(table::row(self.n.nr as u32), self.n.args, &Guest::of(self.n.tid), ids) {
+            Gathered::Errno(errno) => self.answer(Answer::Result(-i64::from(errno))),
+            Gathered::ComeHome(why) => self.come_home(why),
+            Gathered::Forward(forward) => {
+                // What was read may be another thread's by now, if the caller died meanwhile.
+                if self.body.listener().is_valid(self.n.id) {
+                    let command = Command::Exec(self.body.pid, self.n.tid, self.n.id, forward);
+                    self.shared.command(command);
+                }
+            }
         }
     }
 
@@ -381,6 +403,7 @@ fn due(shared: &Shared, body: &BodyCalls, host: i32, scatter: &Scatter, reply: &
 /// A reply from home: on the session's receiving thread, or the tracer's when signals go before it.
 pub fn replied(shared: &Shared, reply: &Reply, payload: &[u8]) {
     let Some(body) = shared.body(reply.pid) else { return };
+    let executed = reply.result < 0 && body.calls.executes();
     match body.calls.replied(reply, payload) {
         Replied::Answer { host, id, scatter } => finish(&body, host, id, &scatter, reply, payload),
         Replied::Made { host, id, number } => shared.command(Command::Made(body.pid, host, id, number)),
@@ -393,5 +416,8 @@ pub fn replied(shared: &Shared, reply: &Reply, payload: &[u8]) {
         Replied::Stale => {
             tracing::debug!(pid = %reply.pid, tid = %reply.tid, seq = reply.seq.0, "a reply nobody waits for")
         }
+    }
+    if executed {
+        super::exec::over(shared, &body);
     }
 }

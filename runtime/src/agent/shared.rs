@@ -19,6 +19,7 @@ use super::write_back::Watched;
 use crate::link::session::SendError;
 use crate::link::{Identity, Pins, Security, Session};
 use crate::node::client::Control;
+use crate::syscall::marshal::Forward;
 use mosix_sys::notif::Listener;
 use mosix_sys::procmem::ProcMem;
 use mosix_wire::call::Reply;
@@ -124,6 +125,8 @@ pub enum Command {
     Late(Pid),
     /// The deputy has made a thread, or a child: the process, its creator's number on this node and notification, its own number.
     Made(Pid, i32, u64, Tid),
+    /// A thread executes a program: the process, its number on this node and notification, the call.
+    Exec(Pid, i32, u64, Box<Forward>),
     /// A call is over for whose end signals waited: thread on this node, result.
     Due(Pid, i32, i64),
     /// A thread made a call that runs only at home.

@@ -13,6 +13,7 @@
 //! ```
 //! See design.md, "Signals"; ptrace(2) for delivery stops.
 
+use super::exec::Seen;
 use super::process::Process;
 use super::serve;
 use super::shared::{BodyCalls, Shared};
@@ -72,6 +73,8 @@ pub struct Signals {
     pub late: bool,
     /// Threads whose call ended with a restart code that means what it says.
     coded: Vec<i32>,
+    /// What is pending in the body's kernel, for a thread that executes a program.
+    pub seen: Option<Seen>,
 }
 
 impl Signals {
@@ -99,6 +102,7 @@ impl Signals {
             due,
             late: false,
             coded: Vec::new(),
+            seen: None,
         }
     }
 
@@ -252,7 +256,8 @@ pub fn from_home(
     if !process.released || process.departure.is_some() || !process.signals.inbox.admit(number_at_home) {
         return None;
     }
-    if number_at_home.is_multiple_of(TOOK_EVERY) {
+    let executes = calls.calls.executes();
+    if number_at_home.is_multiple_of(TOOK_EVERY) && !executes {
         let (pid, epoch) = (calls.pid, calls.epoch());
         let number = number_at_home;
         shared.tell(&ToHome::Took { pid, epoch, number }, &[]);
@@ -261,7 +266,7 @@ pub fn from_home(
     if !(1..=64).contains(&number(&info)) {
         return None;
     }
-    if process.frozen.is_some() || process.lent.is_some() {
+    if process.frozen.is_some() || process.lent.is_some() || executes {
         process.signals.due.push(Due::new(tid, info));
         return None;
     }
@@ -270,7 +275,9 @@ pub fn from_home(
 
 /// Delivers what waited while the body stood still.
 pub fn catch_up(shared: &Shared, process: &mut Process) -> Option<Exit> {
-    if process.lent.is_some() {
+    // Of a new program they are home's to give.
+    let executes = process.calls.as_ref().is_some_and(|calls| calls.calls.executes());
+    if process.lent.is_some() || executes {
         return None;
     }
     for due in std::mem::take(&mut process.signals.due) {

@@ -9,6 +9,7 @@ use super::birth;
 use super::build;
 use super::creation::{self, Followed};
 use super::depart;
+use super::exec;
 use super::nest::Nest;
 use super::process::Process;
 use super::serve;
@@ -283,6 +284,11 @@ impl Tracer {
             Command::Reply(reply, payload) => serve::replied(&self.shared, &reply, &payload),
             Command::Late(pid) => self.late(pid),
             Command::Made(pid, host, id, number) => self.made(pid, (host, id), number),
+            Command::Exec(pid, host, id, call) => {
+                if let Some(process) = self.processes.get_mut(&pid) {
+                    exec::forward(&self.shared, process, (host, id), *call);
+                }
+            }
             Command::Due(pid, host, result) => {
                 if let Some(process) = self.processes.get_mut(&pid)
                     && let Err(error) = signals::call_over(process, host, result)

@@ -9,8 +9,9 @@
 
 use super::accounts::Accounts;
 use super::arena::Arena;
+use super::rest::{RESUMED, Resume};
 use super::snapshot::Shown;
-use super::{creation, rest};
+use super::{creation, exec, rest};
 use crate::link::Session;
 use crate::link::session::SendError;
 use crate::process::restart::EINTR;
@@ -19,7 +20,7 @@ use crate::syscall::rusage::{self, Elsewhere};
 use crate::syscall::{policy, relocate};
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::{SHARED, SLOT_BUFFER, SLOT_BUFFER_SIZE, STATE_DONE};
-use mosix_wire::call::{Call, NEEDS_HOME, Reply};
+use mosix_wire::call::{Call, Exec, NEEDS_HOME, Reply};
 use mosix_wire::frame::encode_body;
 use mosix_wire::ids::{Epoch, NodeName, Pid, Seq, Tid};
 use mosix_wire::link::ToHost;
@@ -28,37 +29,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-
-/// How a call that was interrupted at departure goes on at its first forwarding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Resume {
-    /// restart_syscall(2): the task still holds the deadline of a sleep.
-    Block {
-        /// The interrupted call.
-        nr: u32,
-        /// When it was interrupted: the rest that the program may be shown is of that moment.
-        at: Instant,
-    },
-    /// With the rest of its time-out.
-    Rest {
-        /// The interrupted call.
-        nr: u32,
-        /// When the time-out began.
-        since: Instant,
-        /// The time-out of the call's socket.
-        socket: Option<Duration>,
-    },
-    /// So many bytes of a write were written before the departure.
-    Short {
-        /// The interrupted call.
-        nr: u32,
-        /// Bytes written.
-        written: u64,
-    },
-}
-
-/// The number under which a call that a departure interrupted is made again.
-pub const RESUMED: Seq = Seq(1);
 
 /// Who may call, decided by the commit rules alone.
 #[derive(Debug, Default)]
@@ -112,6 +82,8 @@ struct Begun {
     span: bool,
     /// Its arguments in the deputy.
     args: [u64; 6],
+    /// Operations that go before it in its script.
+    before: usize,
     /// When its time-out began.
     since: Instant,
     /// The relative time-out that it began with.
@@ -365,16 +337,16 @@ impl Deputy {
     /// # Errors
     /// [`ScriptError::Busy`] when every thread has an open call; else as [`Window::run`].
     pub fn run(&self, ops: &[Op], limit: Duration) -> Result<Vec<i64>, ScriptError> {
-        let mut slots: Vec<u32> = self.seats().into_iter().map(|(_, slot)| slot).collect();
-        slots.sort_unstable();
-        for slot in slots {
+        let mut seats = self.seats();
+        seats.sort_unstable_by_key(|(_, slot)| *slot);
+        for (tid, slot) in seats {
             let Some(record) = self.records.get(slot as usize) else {
                 continue;
             };
             let record = lock(record);
             if !matches!(record.state, State::Open(_)) {
                 // The lock is held for the whole script: the link reader posts to this slot only under it.
-                return self.window.run(slot, ops, limit);
+                return self.window.run_by(slot, tid, ops, limit);
             }
         }
         Err(ScriptError::Busy(0))
@@ -452,7 +424,7 @@ impl Deputy {
             return Err(busy());
         }
         // The lock is held for the whole script, as in `run`.
-        self.window.run(slot, ops, limit)
+        self.window.run_by(slot, tid, ops, limit)
     }
 
     /// The last number used by a thread.
@@ -476,6 +448,14 @@ impl Deputy {
                 seq: record.seq,
                 brief: open.begun.whole.is_some_and(|time| time.is_zero()),
             }),
+            _ => None,
+        }
+    }
+
+    /// What a program gets that a thread is executing.
+    pub fn executing(&self, tid: i32) -> Option<Box<Exec>> {
+        match &lock(self.record(tid)?).state {
+            State::Open(open) => open.call.exec.clone(),
             _ => None,
         }
     }
@@ -546,8 +526,11 @@ impl Deputy {
             return;
         }
         if call.seq == record.seq && !matches!(record.state, State::Idle) {
-            if let State::Answered(reply, bytes) = &record.state {
-                self.send(reply, bytes);
+            match &mut record.state {
+                State::Answered(reply, bytes) => self.send(reply, bytes),
+                // Of the body that makes it now.
+                State::Open(open) if open.call.exec.is_some() => open.call.exec = call.exec,
+                _ => {}
             }
             return;
         }
@@ -562,7 +545,8 @@ impl Deputy {
             *nr == call.nr && call.seq == RESUMED
         });
         let made = creation::asks(&call).filter(|_| job.is_some());
-        if made.is_none() && job.is_some_and(|job| !permitted(&call, payload, job.as_ref())) {
+        let plain = call.exec.is_none() || exec::is_native(self.pid);
+        if made.is_none() && job.is_some_and(|job| !plain || !permitted(&call, payload, job.as_ref())) {
             let reply = reply(&call, NEEDS_HOME, vec![0; call.outputs.len()]);
             self.send(&reply, &[]);
             record.state = State::Answered(reply, Vec::new());
@@ -574,7 +558,7 @@ impl Deputy {
         };
         match started {
             Ok(begun) => {
-                let job = job.filter(|_| opens(call.nr)).map(Arc::clone);
+                let job = job.filter(|_| policy::opens(call.nr)).map(Arc::clone);
                 record.state = State::Open(Open { call, begun, job });
                 // Without the lock: the completion thread may want it before this one runs again.
                 drop(record);
@@ -605,7 +589,7 @@ impl Deputy {
         resume: Option<Resume>,
         written: &mut u64,
     ) -> Result<Begun, StartError> {
-        let size = call.size as usize;
+        let size = call.size as usize + exec::room(call);
         let span = size > SLOT_BUFFER_SIZE as usize;
         let buffer = if span {
             lock(&self.arena).take(size).ok_or(StartError::Full)?
@@ -616,12 +600,19 @@ impl Deputy {
         let base = SHARED + buffer;
         let placed = relocate::place(call, payload, &mut bytes, base).map_err(StartError::from);
         let posted = placed.and_then(|args| {
+            let mut ops = Vec::new();
+            if let Some(exec) = &call.exec {
+                let (before, data) = exec::before(self.pid, exec, base + u64::from(call.size));
+                bytes[call.size as usize..].copy_from_slice(&data);
+                ops = before;
+            }
             let mut begun = Begun {
                 nr: call.nr,
                 buffer,
                 size,
                 span,
                 args,
+                before: ops.len(),
                 since: Instant::now(),
                 whole: rest::whole(call.nr, &args, |at| rest::at(&bytes, at.checked_sub(base)?)),
                 block: None,
@@ -652,7 +643,8 @@ impl Deputy {
                 _ => {}
             }
             self.window.shared().write(buffer, &bytes).map_err(ScriptError::from)?;
-            self.window.place(slot, &[op])?;
+            ops.push(op);
+            self.window.place(slot, &ops)?;
             Ok(begun)
         });
         if posted.is_err() && span {
@@ -695,6 +687,7 @@ impl Deputy {
             size: 0,
             span: false,
             args: op.args,
+            before: 0,
             since: Instant::now(),
             whole: None,
             block: None,
@@ -832,7 +825,9 @@ impl Deputy {
                 return Taken::Script;
             }
         };
-        let mut result = self.window.result(slot, 1, 0).unwrap_or(-i64::from(libc::EIO));
+        let before = open.begun.before;
+        let result = self.window.result(slot, before + 1, before);
+        let mut result = result.unwrap_or(-i64::from(libc::EIO));
         let _ = self.window.release(slot);
         if let Some(op) = self.goes_on(slot, &mut open.begun, &mut result, record.again.take())
             && self.window.post(slot, &[op]).is_ok()
@@ -979,14 +974,6 @@ enum StartError {
 
 /// How long closing a descriptor may take before the answer is given all the same.
 const CLOSE: Duration = Duration::from_secs(1);
-
-/// Whether a call gives a descriptor for a path.
-fn opens(nr: u32) -> bool {
-    matches!(
-        i64::from(nr),
-        libc::SYS_open | libc::SYS_openat | libc::SYS_creat | libc::SYS_openat2
-    )
-}
 
 /// Whether the away policy lets a host make the call. A truthful body makes it at home, where the policy has no say.
 fn permitted(call: &Call, payload: &[u8], job: &dyn policy::JobView) -> bool {

@@ -9,6 +9,7 @@
 //! - [`calls`]: one record per thread: at most once, and what is open.
 //! - [`rest`]: interrupted calls go on with what is left of their time-outs.
 //! - [`creation`]: new threads.
+//! - [`exec`]: programs that a body executes.
 //! - [`arena`]: room for large buffers.
 //! - [`accounts`]: what processes have used on hosts.
 //! - [`procfile`], [`snapshot`]: /proc of processes that are away.
@@ -17,8 +18,10 @@ pub mod accounts;
 pub mod arena;
 pub mod calls;
 pub mod creation;
+pub mod exec;
 pub mod procfile;
 mod rest;
 mod snapshot;
 
-pub use calls::{Deputy, Gate, Job, RESUMED, Resume};
+pub use calls::{Deputy, Gate, Job};
+pub use rest::{RESUMED, Resume};

@@ -6,7 +6,39 @@
 
 use crate::process::rest::{self, Timeout};
 use mosix_loader::script::Op;
-use std::time::Duration;
+use mosix_wire::ids::Seq;
+use std::time::{Duration, Instant};
+
+/// How a call that was interrupted at departure goes on at its first forwarding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resume {
+    /// restart_syscall(2): the task still holds the deadline of a sleep.
+    Block {
+        /// The interrupted call.
+        nr: u32,
+        /// When it was interrupted: the rest that the program may be shown is of that moment.
+        at: Instant,
+    },
+    /// With the rest of its time-out.
+    Rest {
+        /// The interrupted call.
+        nr: u32,
+        /// When the time-out began.
+        since: Instant,
+        /// The time-out of the call's socket.
+        socket: Option<Duration>,
+    },
+    /// So many bytes of a write were written before the departure.
+    Short {
+        /// The interrupted call.
+        nr: u32,
+        /// Bytes written.
+        written: u64,
+    },
+}
+
+/// The number under which a call that a departure interrupted is made again.
+pub const RESUMED: Seq = Seq(1);
 
 /// Bytes of the structures for [`socket_wait`].
 pub const SOCKET_WAIT: usize = 32;

@@ -1,6 +1,7 @@
 //! The engine in the tracer loop: carries out what the commit rules decide.
 
 mod bodies;
+mod exec;
 mod forks;
 mod images;
 mod nodes;
@@ -178,6 +179,7 @@ impl HomeEngine {
             }
         }
         self.retry(cx);
+        self.begin(pid);
     }
 
     /// Opens or closes the deputy's gate to whom the rules accept.
@@ -276,6 +278,7 @@ impl HomeEngine {
                 }
                 self.bury_unmade(pid);
             }
+            HomeEffect::BeginHere => self.stand(pid),
             HomeEffect::EndHere(cause) => self.end(cx, pid, cause),
             HomeEffect::Accept | HomeEffect::Busy => {}
         }
@@ -360,6 +363,11 @@ impl Engine for HomeEngine {
     fn on_wait(&mut self, cx: &mut Cx<'_>, waited: Waited) -> Verdict {
         let tid = waited.pid;
         let event = ptrace::decode(waited.status.raw());
+        // Whichever thread did it, it is the leader now.
+        if event == Event::Ptrace(libc::PTRACE_EVENT_EXEC) && self.processes.contains_key(&tid) {
+            self.executed(cx, tid);
+            return Verdict::Mine;
+        }
         let Some(pid) = self.holder(tid) else {
             if matches!(event, Event::Stop(_))
                 && let Some(process) = births::group(tid).and_then(|pid| self.processes.get_mut(&pid))
@@ -488,6 +496,7 @@ impl Engine for HomeEngine {
                     to,
                     reply,
                     since: Instant::now(),
+                    in_place: false,
                 },
             );
         }
@@ -496,7 +505,7 @@ impl Engine for HomeEngine {
     fn deadline(&self) -> Option<Instant> {
         self.processes
             .values()
-            .flat_map(|process| [process.deadline, process.again])
+            .flat_map(|process| [process.deadline, process.again, process.fresh])
             .flatten()
             .chain(self.usage_due)
             .min()
@@ -509,6 +518,7 @@ impl Engine for HomeEngine {
                 signals::look_again(process);
             }
         }
+        self.begin_late(now);
         let late = |process: &&Process| process.deadline.is_some_and(|deadline| deadline <= now);
         for pid in self
             .processes

@@ -16,6 +16,7 @@
 //! - [`hosts`]: sessions with agents.
 //! - [`outgoing`], [`incoming`]: worker threads that stream images.
 //! - [`births`]: new threads of a body that is away.
+//! - [`exec`]: new programs of a process whose body is away.
 //! - [`home`]: taking a body back into its deputy.
 //! - [`mapped`]: files that a body maps while away.
 //! - [`signals`]: what the tracer does with a deputy's stops.
@@ -23,6 +24,7 @@
 mod ask;
 mod births;
 pub mod engine;
+mod exec;
 mod home;
 pub mod hosts;
 mod incoming;

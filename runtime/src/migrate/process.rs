@@ -1,5 +1,6 @@
 //! One process of the job as the engine knows it, and its departure from home.
 
+use super::exec::{self, Inherited};
 use super::incoming::Ready;
 use super::mapped::Mapped;
 use super::outgoing::{Errand, Outgoing};
@@ -128,6 +129,13 @@ pub struct Journey {
     pub reason: Option<Why>,
 }
 
+impl Journey {
+    /// Who wants the process home.
+    pub fn homeward(&self) -> Option<&Reply> {
+        self.reply.as_ref().filter(|_| self.to == Place::Home)
+    }
+}
+
 /// One process.
 #[derive(Debug)]
 pub struct Process {
@@ -198,6 +206,10 @@ pub struct Process {
     pub carried: u64,
     /// It is at home with a limit of CPU time, of which its bodies have used some: this supervisor sees to it.
     pub cpu_limited: bool,
+    /// It stands before the first instruction of a new program, for a departure, until then.
+    pub fresh: Option<Instant>,
+    /// What a program inherits that the deputy has just executed.
+    pub inherited: Option<Inherited>,
     /// Open calls to be cancelled when their deputy thread stops: thread, number.
     pub cancels: HashMap<i32, Seq>,
     /// Children that its deputy has made while its threads were held: they stand before their first instruction.
@@ -246,6 +258,8 @@ impl Process {
             drop_due: false,
             carried: 0,
             cpu_limited: false,
+            fresh: None,
+            inherited: None,
             cancels: HashMap::new(),
             newborn: Vec::new(),
             unborn: HashSet::new(),
@@ -289,8 +303,16 @@ impl Process {
         let pid = self.pid;
         let flags = maps::flags(pid).unwrap_or_default();
         let mut phases = Phases::default();
+        if !self.lingering.is_empty() && maps::read(pid).is_ok_and(|maps| !has_window(&maps)) {
+            // One of them has just executed a program: what lingered is gone.
+            self.lingering.clear();
+        }
         let lingering: Vec<i32> = self.lingering.keys().copied().collect();
-        let mut frozen = freeze(pid, &lingering, FREEZE_LIMIT)?;
+        let mut frozen = match self.fresh {
+            Some(_) => exec::frozen(pid).map_err(|_| FreezeError::Ended(pid))?,
+            None => freeze(pid, &lingering, FREEZE_LIMIT)?,
+        };
+        self.fresh = None;
         if let Some(journey) = &mut self.journey {
             journey.frozen = Some(frozen.since);
         }
@@ -439,6 +461,18 @@ impl Process {
             .threads
             .sort_by_key(|thread| (thread.tid.0 != pid, thread.tid.0));
         Ok(captured)
+    }
+
+    /// Lets a new program begin here; false when it is none that waits.
+    pub fn begin(&mut self) -> bool {
+        let waited = self.fresh.take().is_some();
+        if waited {
+            self.held.clear();
+            if let Err(error) = ptrace::detach(self.pid, 0) {
+                tracing::debug!(pid = self.pid, %error, "a new program is gone");
+            }
+        }
+        waited
     }
 
     /// Undoes a departure that was not committed: every thread goes on as if nothing had been.

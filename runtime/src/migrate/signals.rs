@@ -187,6 +187,8 @@ pub fn hold(process: &mut Process, tid: i32) -> io::Result<Vec<(Option<i32>, Sig
                 ptrace::interrupt(tid)?;
                 ptrace::cont(tid, deliver)?;
             }
+            // It is another program's now, for whoever waits for everybody.
+            Event::Ptrace(libc::PTRACE_EVENT_EXEC) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
             other => {
                 match other {
                     Event::Ptrace(event) if births::is_fork(process, tid, event) => {

@@ -15,4 +15,6 @@ pub struct Wish {
     pub reply: Option<Reply>,
     /// When it was asked for.
     pub since: Instant,
+    /// A new program goes back to where it was executed: no move to whom that looks at it.
+    pub in_place: bool,
 }

@@ -74,7 +74,8 @@ pub fn inject((pid, tid): (i32, i32), mappings: &[Mapping]) -> Result<Window, In
     Ok(window)
 }
 
-struct Gadget {
+/// A `syscall` instruction of the process's own.
+pub struct Gadget {
     tid: i32,
     address: u64,
     /// Address of a zero byte: an empty name for memfd_create.
@@ -82,7 +83,11 @@ struct Gadget {
 }
 
 impl Gadget {
-    fn find(pid: i32, tid: i32, mappings: &[Mapping], memory: &ProcMem) -> Result<Self, InjectError> {
+    /// Looks for one in the vDSO.
+    ///
+    /// # Errors
+    /// There is none, or the process is gone.
+    pub fn find(pid: i32, tid: i32, mappings: &[Mapping], memory: &ProcMem) -> Result<Self, InjectError> {
         let vdso = mappings
             .iter()
             .find(|mapping| mapping.name == "[vdso]")
@@ -106,8 +111,24 @@ impl Gadget {
         })
     }
 
-    /// Makes one system call in the stopped thread.
-    fn call(&self, pid: i32, what: &'static str, nr: i64, args: [u64; 6]) -> Result<u64, InjectError> {
+    /// Makes the stopped thread execute one last system call.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn leave(&self, nr: i64, args: [u64; 6]) -> io::Result<()> {
+        let mut regs = ptrace::regs(self.tid)?;
+        regs.set_call(nr as u64, args);
+        regs.set_orig_rax(u64::MAX);
+        regs.set_rip(self.address);
+        ptrace::set_regs(self.tid, &regs)?;
+        ptrace::cont(self.tid, 0)
+    }
+
+    /// Makes one system call in the stopped thread. Its registers are the call's afterwards.
+    ///
+    /// # Errors
+    /// What the kernel answered, or that the process is gone.
+    pub fn call(&self, pid: i32, what: &'static str, nr: i64, args: [u64; 6]) -> Result<u64, InjectError> {
         let gone = |error| InjectError::Gone { pid, error };
         let result = step::call(self.tid, self.address, nr as u64, args, Duration::from_secs(2)).map_err(gone)?;
         if (-4095..0).contains(&result) {

@@ -72,7 +72,7 @@ pub fn never_waits(nr: u64, args: &[u64; 6]) -> bool {
         libc::SYS_poll => args[2] as i32 == 0,
         libc::SYS_epoll_wait | libc::SYS_epoll_pwait => args[3] as i32 == 0,
         // What they make must be known: they are not ended half-way.
-        libc::SYS_clone | libc::SYS_clone3 => true,
+        libc::SYS_clone | libc::SYS_clone3 | libc::SYS_execve | libc::SYS_execveat => true,
         _ => false,
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! What is read back from here was written by a guest, or could have been: values are hints that are checked, never trusted.
 
+use super::stat::{is_dead, state};
 use mosix_loader::script::Op;
 use mosix_loader::script::abi::*;
 use mosix_sys::shared::{OutOfRange, Shared, memfd};
@@ -181,6 +182,15 @@ impl Window {
 
     /// Waits for the end of a posted script and returns its results.
     pub fn finish(&self, slot: u32, ops: &[Op], deadline: Instant) -> Result<Vec<i64>, ScriptError> {
+        self.finish_by(slot, None, ops, deadline)
+    }
+
+    /// The same, for the slot of a thread that may end alone.
+    fn finish_by(&self, slot: u32, tid: Option<i32>, ops: &[Op], deadline: Instant) -> Result<Vec<i64>, ScriptError> {
+        let is_gone = |pid: &i32| match tid {
+            Some(tid) => state(*pid, tid).is_none_or(is_dead),
+            None => super::freeze::gone(*pid),
+        };
         let begun = Instant::now();
         loop {
             let bell = self.shared.load(CONTROL + CONTROL_DOORBELL)?;
@@ -197,7 +207,7 @@ impl Window {
             let nap = Duration::from_millis(100);
             self.sleep(bell, left.min(nap))?;
             let silent = self.shared.load(CONTROL + CONTROL_DOORBELL)? == bell;
-            if let Some(pid) = self.owner.filter(|pid| silent && super::freeze::gone(*pid)) {
+            if let Some(pid) = self.owner.filter(|pid| silent && is_gone(pid)) {
                 return Err(ScriptError::Dead(pid));
             }
         }
@@ -239,6 +249,16 @@ impl Window {
             }
         }
         Ok(())
+    }
+
+    /// Posts a script to the slot of this thread and waits for its results, at most `limit`.
+    pub fn run_by(&self, slot: u32, tid: i32, ops: &[Op], limit: Duration) -> Result<Vec<i64>, ScriptError> {
+        let mut results = Vec::with_capacity(ops.len());
+        for part in ops.chunks(LONG_SCRIPT_OPS) {
+            self.post(slot, part)?;
+            results.extend(self.finish_by(slot, Some(tid), part, Instant::now() + limit)?);
+        }
+        Ok(results)
     }
 
     /// Posts a script and waits for its results, at most `limit`.

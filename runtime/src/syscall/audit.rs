@@ -6,7 +6,7 @@
 //! kernel may touch, or are null or [`BAD_POINTER`]; everything else is no pointer; nested pointers alike. Nothing that is judged as a
 //! length, a name or a path may be a place that becomes an address when the call is placed: the kernel would see another value.
 
-use super::marshal::{NFDS, bytes, fd_set_bytes, option_is_unportable, request};
+use super::marshal::{ARG_LENGTH, ARG_TOTAL, NFDS, bytes, fd_set_bytes, option_is_unportable, request};
 use super::table::{Arg, Row};
 use super::{BAD_ADDRESS, BAD_POINTER};
 use mosix_wire::call::{Call, Place};
@@ -23,6 +23,8 @@ pub struct View<'a> {
     payload: &'a [u8],
     /// Offsets of the eight bytes that become addresses, ascending.
     places: Vec<u32>,
+    /// Rows of such bytes, first and end, ascending and apart.
+    rows: Vec<(u64, u64)>,
 }
 
 /// What a pointer in a call is.
@@ -46,19 +48,39 @@ impl<'a> View<'a> {
             .iter()
             .filter_map(|place| match place {
                 Place::At(at) => Some(*at),
-                Place::Arg(_) => None,
+                Place::Arg(_) | Place::Vector { .. } => None,
             })
             .collect();
         places.sort_unstable();
-        Self { call, payload, places }
+        let row = |place: &Place| match *place {
+            Place::Vector { at, count } => Some((u64::from(at), u64::from(at) + 8 * u64::from(count))),
+            Place::Arg(_) | Place::At(_) => None,
+        };
+        Self {
+            call,
+            payload,
+            places,
+            rows: call.relocs.iter().filter_map(row).collect(),
+        }
     }
 
     /// Whether the bytes stay what they are when the call is placed.
     pub fn stays(&self, at: u64, len: u64) -> bool {
+        let end = at.saturating_add(len);
         let first = self.places.partition_point(|place| u64::from(*place) + 8 <= at);
-        self.places
-            .get(first)
-            .is_none_or(|place| u64::from(*place) >= at.saturating_add(len))
+        let row = self.rows.partition_point(|(_, end)| *end <= at);
+        self.places.get(first).is_none_or(|place| u64::from(*place) >= end)
+            && self.rows.get(row).is_none_or(|(start, _)| *start >= end)
+    }
+
+    /// Whether these eight bytes become an address.
+    fn is_named(&self, at: u64) -> bool {
+        let row = self.rows.partition_point(|(_, end)| *end <= at);
+        u32::try_from(at).is_ok_and(|at| self.places.binary_search(&at).is_ok())
+            || self
+                .rows
+                .get(row)
+                .is_some_and(|(start, _)| *start <= at && at.is_multiple_of(8))
     }
 
     /// A length in a structure.
@@ -85,7 +107,7 @@ impl<'a> View<'a> {
 
     /// What the eight bytes at offset `at` point to.
     fn nested(&self, at: u64) -> Result<Target, &'static str> {
-        let named = u32::try_from(at).is_ok_and(|at| self.places.binary_search(&at).is_ok());
+        let named = self.is_named(at);
         if !named && !self.stays(at, 8) {
             return Err("pointer that overlaps another");
         }
@@ -172,6 +194,7 @@ impl<'a> View<'a> {
                 Target::At(at) if self.c_string(at).is_none() => Err("string without an end"),
                 _ => Ok(()),
             },
+            Arg::Strings => self.strings(self.arg(i)?),
             Arg::In(size) | Arg::InOut(size) | Arg::InOutAlways(size) | Arg::Out(size) => {
                 self.pointer(i, bytes(size, args))
             }
@@ -213,6 +236,31 @@ impl<'a> View<'a> {
                 Some(known) if !matches!(known.arg, Arg::By { .. }) => self.argument(i, known.arg),
                 _ => Err("unknown request"),
             },
+        }
+    }
+
+    /// A vector of strings that ends with a null pointer.
+    fn strings(&self, target: Target) -> Verdict {
+        let Target::At(mut at) = target else { return Ok(()) };
+        let mut total = 0;
+        loop {
+            self.fits(Target::At(at), Some(8))?;
+            match self.nested(at)? {
+                // At an address that faults the kernel stops as well.
+                Target::Null | Target::Bad => return Ok(()),
+                Target::At(text) => {
+                    let start = usize::try_from(text).unwrap_or(usize::MAX).min(self.payload.len());
+                    let rest = &self.payload[start..];
+                    let rest = &rest[..rest.len().min(ARG_LENGTH + 2)];
+                    let length = rest.iter().position(|&b| b == 0).ok_or("string without an end")?;
+                    total += length as u64 + 8;
+                }
+            }
+            // One more than the kernel takes may be there, so that it says so.
+            if total > ARG_TOTAL + ARG_LENGTH as u64 + 16 {
+                return Err("more arguments than a program can get");
+            }
+            at += 8;
         }
     }
 

@@ -14,6 +14,7 @@ use super::relocate;
 use super::table::{self, Arg};
 use mosix_wire::call::Call;
 use mosix_wire::ids::Pid;
+use mosix_wire::limits;
 use mosix_wire::link::ProcFile;
 pub use names::opened;
 
@@ -81,7 +82,11 @@ pub fn permit(call: &Call, payload: &[u8], job: &dyn JobView) -> Result<(), Deni
         errno,
         reason,
     };
-    if !row.forwards() {
+    let known = match &call.exec {
+        None => row.forwards(),
+        Some(exec) => is_exec(call.nr) && exec.pending.len().max(exec.own.len()) <= limits::EXEC_PENDING,
+    };
+    if !known {
         return Err(denied(libc::EPERM, "the table does not forward it"));
     }
     relocate::check(call, payload).map_err(|malformed| denied(libc::EINVAL, malformed.why))?;
@@ -114,6 +119,19 @@ pub fn permit(call: &Call, payload: &[u8], job: &dyn JobView) -> Result<(), Deni
         names::socket(&name, reach, call, job).map_err(|why| denied(libc::EACCES, why))?;
     }
     Ok(())
+}
+
+/// Whether a call gives a descriptor for a path.
+pub fn opens(nr: u32) -> bool {
+    matches!(
+        i64::from(nr),
+        libc::SYS_open | libc::SYS_openat | libc::SYS_creat | libc::SYS_openat2
+    )
+}
+
+/// Whether a call executes a program.
+pub fn is_exec(nr: u32) -> bool {
+    matches!(i64::from(nr), libc::SYS_execve | libc::SYS_execveat)
 }
 
 const OUTSIDE: &str = "its target is outside the job";

@@ -45,7 +45,7 @@ pub fn check(call: &Call, payload: &[u8]) -> Result<(), Malformed> {
         return Err(bad("too many outputs"));
     }
     let inside = |offset: u32, len: u32| u64::from(offset) + u64::from(len) <= size as u64;
-    let mut seen = 0u8;
+    let (mut seen, mut behind) = (0u8, 0);
     for reloc in &call.relocs {
         match *reloc {
             Place::Arg(n @ 0..=5) => {
@@ -64,6 +64,13 @@ pub fn check(call: &Call, payload: &[u8]) -> Result<(), Malformed> {
             // Pointers of structures are aligned; then two places cannot overlap.
             Place::At(at) if !at.is_multiple_of(8) => return Err(bad("pointer place that is not aligned")),
             Place::At(_) => {}
+            Place::Vector { at, count } => {
+                let end = u64::from(at) + 8 * u64::from(count);
+                if !at.is_multiple_of(8) || count == 0 || u64::from(at) < behind || end > payload.len() as u64 {
+                    return Err(bad("row of pointers"));
+                }
+                behind = end;
+            }
         }
     }
     let mut total = 0u64;
@@ -116,22 +123,31 @@ pub fn place(call: &Call, payload: &[u8], buffer: &mut [u8], base: u64) -> Resul
                 let arg = args.get_mut(usize::from(n)).ok_or_else(|| bad("argument number"))?;
                 *arg = arg.checked_add(base).ok_or_else(|| bad("address overflow"))?;
             }
-            Place::At(at) => {
-                let place = buffer
-                    .get_mut(at as usize..at as usize + 8)
-                    .and_then(|b| <&mut [u8; 8]>::try_from(b).ok())
-                    .ok_or_else(|| bad("pointer place outside the buffer"))?;
-                let offset = u64::from_le_bytes(*place);
-                // A place named twice holds an address the second time, which is no offset.
-                if offset >= size as u64 {
-                    return Err(bad("pointer outside the buffer"));
+            Place::At(at) => point(buffer, at as usize, base).map_err(bad)?,
+            Place::Vector { at, count } => {
+                for index in 0..count as usize {
+                    point(buffer, at as usize + 8 * index, base).map_err(bad)?;
                 }
-                let address = base.checked_add(offset).ok_or_else(|| bad("address overflow"))?;
-                *place = address.to_le_bytes();
             }
         }
     }
     Ok(args)
+}
+
+/// Makes the offset at `at` an address.
+fn point(buffer: &mut [u8], at: usize, base: u64) -> Result<(), &'static str> {
+    let size = buffer.len() as u64;
+    let place = buffer
+        .get_mut(at..at + 8)
+        .and_then(|b| <&mut [u8; 8]>::try_from(b).ok());
+    let place = place.ok_or("pointer place outside the buffer")?;
+    let offset = u64::from_le_bytes(*place);
+    // A place named twice holds an address the second time, which is no offset.
+    if offset >= size {
+        return Err("pointer outside the buffer");
+    }
+    *place = base.checked_add(offset).ok_or("address overflow")?.to_le_bytes();
+    Ok(())
 }
 
 /// What comes back after the call: for each output its number of bytes, and the parts of the buffer (offset, bytes) to

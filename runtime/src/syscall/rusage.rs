@@ -274,6 +274,7 @@ mod tests {
             relocs: relocs.iter().map(|arg| Place::Arg(*arg)).collect(),
             size: 0,
             outputs: vec![],
+            exec: None,
         }
     }
 

@@ -333,14 +333,15 @@ pub fn wait(tid: Option<i32>, block: bool) -> io::Result<Option<(i32, Event)>> {
     }
 }
 
-/// Takes the next stop of tracee `tid`, or sees its end, which is left for [`wait`] to take; None when nothing happened. Never blocks.
+/// Takes the next stop of tracee `tid`, or sees its end, which is left for [`wait`] to take; None when nothing happened. Never blocks. A
+/// program that was executed in its place is an end too: [`Event::Ptrace`] of PTRACE_EVENT_EXEC, and still there.
 ///
 /// # Errors
 /// `ECHILD` when it is no child or tracee of this thread (any more).
 pub fn stop_or_end(tid: i32) -> io::Result<Option<Event>> {
     // Stops of tracees are reported whatever is asked for, so what is seen without being taken may be one: it is taken then.
     match look(tid, libc::WEXITED | libc::WNOWAIT)? {
-        end @ (Some(Event::Exited(_) | Event::Killed(..)) | None) => Ok(end),
+        end @ (Some(Event::Exited(_) | Event::Killed(..) | Event::Ptrace(libc::PTRACE_EVENT_EXEC)) | None) => Ok(end),
         Some(_) => look(tid, libc::WSTOPPED),
     }
 }

@@ -20,6 +20,13 @@ impl World {
             self.fail(format!("two bodies can have effects: {able:?}"));
         }
         for (place, body) in able {
+            if body.program != self.program {
+                let program = self.program;
+                self.fail(format!(
+                    "a body of program {} can have effects at {place:?}, and {program} was executed",
+                    body.program
+                ));
+            }
             if body.calls < self.done || body.calls > self.done + 1 {
                 let done = self.done;
                 self.fail(format!(
@@ -96,6 +103,9 @@ impl World {
         };
         if let Some(problem) = problem {
             self.fail(problem.into());
+        }
+        if self.opening && !matches!(self.here, Here::Dead) {
+            self.fail("an execve neither fails nor succeeds".into());
         }
         if !self.streams.is_empty() {
             self.fail("a page stream is left for ever".into());

@@ -53,6 +53,7 @@ fn three_moves_and_two_faults() {
         wants: 0,
         doubles: 0,
         losses: 0,
+        execs: 0,
     });
 }
 
@@ -66,6 +67,7 @@ fn two_moves_and_three_faults() {
         wants: 0,
         doubles: 0,
         losses: 0,
+        execs: 0,
     });
 }
 
@@ -79,6 +81,42 @@ fn two_moves_one_fault_with_calls_exit_and_wish_to_come_home() {
         wants: 1,
         doubles: 0,
         losses: 0,
+        execs: 0,
+    });
+}
+
+/// An execve that is open at home succeeds or fails at any moment of two moves: the process is one program afterwards, at one place.
+#[test]
+fn programs_are_executed_in_the_middle_of_moves() {
+    let none = Budget { execs: 1, ..NOTHING };
+    holds(Budget {
+        moves: 2,
+        faults: 2,
+        ..none
+    });
+    holds(Budget {
+        moves: 3,
+        faults: 1,
+        ..none
+    });
+    holds(Budget {
+        moves: 2,
+        faults: 1,
+        calls: 1,
+        exits: 1,
+        wants: 1,
+        ..none
+    });
+    holds(Budget {
+        moves: 2,
+        execs: 2,
+        doubles: 1,
+        ..NOTHING
+    });
+    holds(Budget {
+        moves: 2,
+        losses: 1,
+        ..none
     });
 }
 
@@ -93,6 +131,7 @@ fn doubled_messages_are_harmless() {
         wants: 0,
         doubles: 1,
         losses: 0,
+        execs: 0,
     });
 }
 
@@ -107,8 +146,20 @@ fn lost_messages_never_make_two_bodies() {
         wants: 0,
         doubles: 0,
         losses: 1,
+        execs: 0,
     });
 }
+
+const NOTHING: Budget = Budget {
+    moves: 0,
+    faults: 0,
+    calls: 0,
+    exits: 0,
+    wants: 0,
+    doubles: 0,
+    losses: 0,
+    execs: 0,
+};
 
 const ONE: Budget = Budget {
     moves: 2,
@@ -118,6 +169,7 @@ const ONE: Budget = Budget {
     wants: 0,
     doubles: 0,
     losses: 0,
+    execs: 0,
 };
 
 #[test]
@@ -155,6 +207,7 @@ fn caught_thaw_without_its_attempt() {
         wants: 0,
         doubles: 1,
         losses: 0,
+        execs: 0,
     };
     caught(budget, Mutant::ThawAny, "frame of a body was refused");
 }
@@ -162,4 +215,26 @@ fn caught_thaw_without_its_attempt() {
 #[test]
 fn caught_refusal_not_told() {
     caught(ONE, Mutant::SilentRefusal, "for ever");
+}
+
+#[test]
+fn caught_hosts_are_not_told_of_another_program() {
+    let budget = Budget {
+        execs: 1,
+        calls: 0,
+        faults: 0,
+        ..ONE
+    };
+    caught(budget, Mutant::ExecutedUntold, "at home, yet not running there alone");
+}
+
+#[test]
+fn caught_another_program_does_not_end_a_move() {
+    let budget = Budget {
+        execs: 1,
+        calls: 0,
+        faults: 0,
+        ..ONE
+    };
+    caught(budget, Mutant::ExecutedUnseen, "can have effects");
 }

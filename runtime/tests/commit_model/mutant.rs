@@ -24,6 +24,10 @@ pub enum Mutant {
     ThawAny,
     /// A destination that cannot build does not say so.
     SilentRefusal,
+    /// The process executed a program, and hosts that have a copy of the one before are not told.
+    ExecutedUntold,
+    /// The process executed a program, and a move that is under way goes on as if nothing had been.
+    ExecutedUnseen,
 }
 
 impl Mutant {
@@ -84,6 +88,14 @@ impl Mutant {
                     }
                     state => (state, effects),
                 }
+            }
+            (Self::ExecutedUntold, state, event @ HomeEvent::Executed) => {
+                let (state, mut effects) = state.step(event, epochs);
+                effects.retain(|effect| !matches!(effect, HomeEffect::Order(..)));
+                (state, effects)
+            }
+            (Self::ExecutedUnseen, state, HomeEvent::Executed) if !state.settled() => {
+                (state, vec![HomeEffect::BeginHere])
             }
             (_, state, event) => state.step(event, epochs),
         }

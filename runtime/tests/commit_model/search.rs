@@ -157,6 +157,10 @@ impl Steps<'_> {
                 }
             });
         }
+        if self.from.opening && self.from.home.is_some() && self.from.here != Here::Dead {
+            self.add("the deputy executes a program".into(), |w, m| w.execute(m));
+            self.add("the deputy's execve fails".into(), |w, _| w.opening = false);
+        }
         if let Some(attempt) = self.from.return_is_hopeless() {
             self.add(format!("home: no stream for {attempt:?}"), |w, m| {
                 w.home_event(HomeEvent::ImageFailed(attempt), m);
@@ -357,12 +361,13 @@ impl Steps<'_> {
     fn bodies(&mut self) {
         let world = self.from;
         if world.budget.calls > 0
+            && !world.opening
             && let Here::Runs(body) = world.here
         {
             self.add("home body calls".into(), |w, _| {
                 w.budget.calls -= 1;
                 w.done = body.calls.max(w.done) + u8::from(body.calls == w.done);
-                w.here = Here::Runs(Body { calls: w.done });
+                w.here = Here::Runs(Body { calls: w.done, ..body });
             });
         }
         for node in 0..HOSTS as Node {
@@ -370,18 +375,33 @@ impl Steps<'_> {
             let (Some(body), Some(epoch), true) = (agent.body, agent.epoch(), agent.running && !agent.held) else {
                 continue;
             };
-            if world.budget.calls > 0 && body.calls <= world.done {
-                self.add(format!("body on {node} calls"), |w, _| {
-                    w.budget.calls -= 1;
+            let blocked = body.calls > world.done || world.opening;
+            for exec in [false, true] {
+                let left = if exec { world.budget.execs } else { world.budget.calls };
+                if left == 0 || blocked {
+                    continue;
+                }
+                let what = if exec { "executes a program" } else { "calls" };
+                self.add(format!("body on {node} {what}"), |w, _| {
+                    if exec {
+                        w.budget.execs -= 1;
+                    } else {
+                        w.budget.calls -= 1;
+                    }
                     let seq = body.calls + 1;
                     let firm = w.incumbent == Place::Node(node);
-                    w.agents[usize::from(node)].body = Some(Body { calls: seq });
+                    w.agents[usize::from(node)].body = Some(Body {
+                        calls: seq,
+                        program: body.program,
+                        execs: exec,
+                    });
                     w.send_up(
                         node,
                         Up::Call {
                             epoch,
                             seq,
                             fresh: true,
+                            exec,
                             firm,
                         },
                     );
@@ -391,8 +411,8 @@ impl Steps<'_> {
                 self.add(format!("body on {node} exits"), |w, m| {
                     w.budget.exits -= 1;
                     w.host_event(node, HostEvent::BodyGone, m);
-                    if let Some(Up::Exit { calls, .. }) = w.up[usize::from(node)].last_mut() {
-                        *calls = body.calls;
+                    if let Some(Up::Exit { calls, program, .. }) = w.up[usize::from(node)].last_mut() {
+                        (*calls, *program) = (body.calls, body.program);
                     }
                 });
             }

@@ -29,6 +29,8 @@ pub struct Budget {
     pub doubles: u8,
     /// Session messages that never arrive.
     pub losses: u8,
+    /// Programs that the body, away, has its deputy execute.
+    pub execs: u8,
 }
 
 /// The memory of a body, as far as the model needs it: how many calls it has made.
@@ -36,6 +38,10 @@ pub struct Budget {
 pub struct Body {
     /// Calls made; the last may not be executed yet.
     pub calls: u8,
+    /// Which program it is.
+    pub program: u8,
+    /// Its last call executes another one.
+    pub execs: bool,
 }
 
 /// The process at home.
@@ -69,6 +75,7 @@ pub enum Up {
         epoch: Epoch,
         seq: u8,
         fresh: bool,
+        exec: bool,
         /// Made by the body that home had heard last: home must not refuse it while its agent lives.
         firm: bool,
     },
@@ -76,6 +83,7 @@ pub enum Up {
     Exit {
         epoch: Epoch,
         calls: u8,
+        program: u8,
     },
 }
 
@@ -112,6 +120,10 @@ pub struct World {
     pub beside: Vec<(Node, Order<Node>)>,
     /// Calls executed at home.
     pub done: u8,
+    /// The last of them is an execve that has neither failed nor succeeded yet.
+    pub opening: bool,
+    /// The program that the process is.
+    pub program: u8,
     /// The copy that last was heard (or the one at home) was destroyed by a fault, not by a rule.
     pub incumbent_faulted: bool,
     pub incumbent: Place<Node>,
@@ -137,7 +149,11 @@ impl World {
         Self {
             home: Some(Home::AtHome { epoch: Epoch(0) }),
             epochs: Epochs::default(),
-            here: Here::Runs(Body { calls: 0 }),
+            here: Here::Runs(Body {
+                calls: 0,
+                program: 0,
+                execs: false,
+            }),
             agents: [agent.clone(), agent],
             down: [vec![], vec![]],
             up: [vec![], vec![]],
@@ -146,6 +162,8 @@ impl World {
             late_up: vec![],
             beside: vec![],
             done: 0,
+            opening: false,
+            program: 0,
             incumbent_faulted: false,
             incumbent: Place::Home,
             burned: vec![],
@@ -176,7 +194,7 @@ impl World {
                 Some(*attempt)
             }
             Home::AwaitRunning { epoch, .. } | Home::Away { epoch, .. } | Home::AtHome { epoch } => Some(*epoch),
-            Home::Dead(_) => None,
+            Home::Unborn | Home::Dead(_) => None,
         };
         if lost {
             self.check_lost();
@@ -223,6 +241,14 @@ impl World {
                 self.incumbent = Place::Home;
                 self.incumbent_faulted = false;
             }
+            (HomeEffect::BeginHere, Here::Runs(_)) => {
+                self.incumbent = Place::Home;
+                self.incumbent_faulted = false;
+                self.streams.retain(|s| s.from != Place::Home || s.ended);
+                for stream in self.streams.iter_mut().filter(|s| s.to == Place::Home) {
+                    stream.broken = true;
+                }
+            }
             (HomeEffect::EndHere(_), _) => self.here = Here::Dead,
             (HomeEffect::Accept, _) => return true,
             (HomeEffect::CommitHere | HomeEffect::BuildHere(_) | HomeEffect::Busy, _) => {}
@@ -246,7 +272,8 @@ impl World {
         match effect {
             HostEffect::Report(Report::Exited(epoch)) => {
                 let calls = self.done; // The body's own number was checked when it ended.
-                self.send_up(at, Up::Exit { epoch, calls });
+                let program = self.program;
+                self.send_up(at, Up::Exit { epoch, calls, program });
             }
             HostEffect::Report(report) => self.send_up(at, Up::Report(report)),
             HostEffect::Build(_) | HostEffect::FreezeBody { .. } => {}
@@ -351,6 +378,7 @@ impl World {
             }
             _ => Here::Dead,
         };
+        self.opening = false;
         self.up = [vec![], vec![]];
         self.late_up.clear();
         for stream in &mut self.streams {
@@ -365,14 +393,30 @@ impl World {
         }
     }
 
+    /// What became of an execve that was open at home: the process is another program, whatever it was.
+    pub fn execute(&mut self, mutant: Mutant) {
+        self.opening = false;
+        self.program += 1;
+        self.here = Here::Runs(Body {
+            calls: self.done,
+            program: self.program,
+            execs: false,
+        });
+        self.home_event(HomeEvent::Executed, mutant);
+    }
+
     /// Home reads a session message.
     pub fn hear(&mut self, from: Node, up: Up, mutant: Mutant) {
         match up {
             Up::Report(report) => {
                 self.home_event(HomeEvent::Report(from, report), mutant);
             }
-            Up::Exit { epoch, calls } => {
+            Up::Exit { epoch, calls, program } => {
+                let before = self.home.clone();
                 self.home_event(HomeEvent::Report(from, Report::Exited(epoch)), mutant);
+                if self.home == Some(Home::Dead(Cause::Exited)) && before != self.home && program != self.program {
+                    self.fail("a body of the program before ended the process".into());
+                }
                 if self.home == Some(Home::Dead(Cause::Exited)) && calls < self.done {
                     self.fail(format!(
                         "a stale body ended the process: {calls} calls made, {} executed",
@@ -384,18 +428,22 @@ impl World {
                 epoch,
                 seq,
                 fresh,
+                exec,
                 firm,
             } => {
                 let accepted = self.home_event(HomeEvent::Frame(from, epoch), mutant);
                 if !accepted {
                     let ended = matches!(self.home, Some(Home::Dead(_)));
-                    if firm && !ended && !self.lossy && self.agents[usize::from(from)].alive {
+                    // A double of what was executed, and ended the body.
+                    let over = exec && seq <= self.done;
+                    if firm && !ended && !over && !self.lossy && self.agents[usize::from(from)].alive {
                         self.fail(format!(
                             "frame of a body was refused although home had heard that body: {up:?}"
                         ));
                     }
                 } else if seq == self.done + 1 {
                     self.done = seq;
+                    self.opening = exec;
                 } else if fresh || seq > self.done + 1 {
                     let done = self.done;
                     self.fail(format!("stale body: {from} makes call {seq}, {done} were executed"));
@@ -448,6 +496,7 @@ impl World {
                     epoch,
                     seq: body.calls,
                     fresh: false,
+                    exec: body.execs,
                     firm: false,
                 },
             );
@@ -497,7 +546,7 @@ impl Agent {
     /// The epoch of what is here.
     pub fn holds(&self) -> Option<Epoch> {
         match &self.state {
-            Host::Absent => None,
+            Host::Absent | Host::Born => None,
             Host::Expecting { epoch, .. }
             | Host::Building { epoch }
             | Host::Ready { epoch }

@@ -138,6 +138,7 @@ impl Liar {
             relocs,
             size: payload.len() as u32,
             outputs: Vec::new(),
+            exec: None,
         };
         (call, payload)
     }

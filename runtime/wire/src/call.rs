@@ -7,6 +7,7 @@
 //! The frame's payload carries the first `payload.len()` bytes of the buffer; the rest up to `size` starts as zeros.
 
 use crate::ids::{Epoch, Pid, Seq, Tid};
+use crate::image::SigInfo;
 use serde::{Deserialize, Serialize};
 
 /// A system call on its way home. The frame's payload is the input part of the buffer.
@@ -30,6 +31,23 @@ pub struct Call {
     pub size: u32,
     /// What comes back after the call, in this order.
     pub outputs: Vec<Output>,
+    /// With execve and execveat, and only with these: what the new program gets from the body's kernel.
+    pub exec: Option<Box<Exec>>,
+}
+
+/// What a program that is executed inherits from the body, whose own kernel holds it. It is no more than the program could set itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Exec {
+    /// The calling thread's signal mask.
+    pub mask: u64,
+    /// Signals that the body ignores; all others have their default action in the new program.
+    pub ignored: u64,
+    /// Number of the last signal of home that is in the body, or was: what came later is still home's.
+    pub signals: u64,
+    /// Signals that wait for the process, at most [`crate::limits::EXEC_PENDING`].
+    pub pending: Vec<SigInfo>,
+    /// Signals that wait for the calling thread, as many.
+    pub own: Vec<SigInfo>,
 }
 
 /// A place that holds an offset into the buffer.
@@ -39,6 +57,13 @@ pub enum Place {
     Arg(u8),
     /// Eight bytes at this offset of the buffer.
     At(u32),
+    /// So many times eight bytes in a row, from this offset on (argv, envp). Vectors come in ascending order and share no byte.
+    Vector {
+        /// Offset of the first.
+        at: u32,
+        /// How many.
+        count: u32,
+    },
 }
 
 /// A part of the buffer that comes back.

@@ -15,6 +15,9 @@ pub const CALL_BUFFER: usize = 64 << 20;
 /// Most buffers (iovecs, nested structures) one forwarded call may carry: IOV_MAX plus room for a msghdr's own parts.
 pub const CALL_PARTS: usize = 1024 + 16;
 
+/// Most signals that wait for a process, or for a thread of it, when that executes a program while it is away. With more it comes home first.
+pub const EXEC_PENDING: usize = 4096;
+
 /// Most threads of a process that can move: the slots of its window.
 pub const THREADS: usize = 4096;
 

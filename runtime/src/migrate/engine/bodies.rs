@@ -194,6 +194,7 @@ impl HomeEngine {
         };
         match (cause, process.dying) {
             (Cause::Killed, _) => {}
+            (_, how) if process.inherited.take().is_some() => crate::migrate::exec::finish(pid, how),
             (Cause::Exited, Some(Exit::Code(code))) => {
                 let args = [code as u64, 0, 0, 0, 0, 0];
                 if crate::migrate::process::divert(process, libc::SYS_exit_group, args).is_err() {
@@ -279,7 +280,7 @@ impl HomeEngine {
         let moved = place == journey.to;
         cx.shared.place(pid, |placement| {
             placement.moving = false;
-            placement.moves += u32::from(moved);
+            placement.moves += u32::from(moved && journey.from != journey.to);
             if place == Place::Home {
                 placement.usage = Usage {
                     cpu_ns: self.accounts.own(pid).cpu.total(),
@@ -327,6 +328,8 @@ impl HomeEngine {
                     format!("process {pid} stays where it was: {why}"),
                 );
             }
+        } else if journey.to != Place::Home {
+            tracing::info!(pid, moved, why = ?journey.why, "a new program");
         } else if let Some(why) = journey.why.filter(|_| !moved) {
             cx.handle.notice(format!("process {pid} could not come home: {why}"));
         }

@@ -62,6 +62,7 @@ impl HomeEngine {
             }
         };
         let begun = wish.since;
+        let from = if wish.in_place { wish.to.clone() } else { from };
         process.journey = Some(Journey {
             reply: wish.reply,
             from,
@@ -113,6 +114,10 @@ impl HomeEngine {
             }
         }
         if self.connected.remove(node).is_none() {
+            // New programs that waited for it have nowhere to go.
+            for pid in self.processes.keys().copied().collect::<Vec<_>>() {
+                self.begin(pid);
+            }
             return;
         }
         if let Some(hosts) = &self.hosts {

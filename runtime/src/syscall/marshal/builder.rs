@@ -76,6 +76,8 @@ pub struct Builder {
     room: u64,
     room_align: u64,
     pointers: Vec<(Pointer, Spot)>,
+    /// Rows of pointers to input parts, ascending.
+    vectors: Vec<Place>,
     outputs: Vec<(Spot, u32, Span)>,
     pieces: Vec<Piece>,
 }
@@ -89,6 +91,7 @@ impl Builder {
             room: 0,
             room_align: 8,
             pointers: Vec::new(),
+            vectors: Vec::new(),
             outputs: Vec::new(),
             pieces: Vec::new(),
         }
@@ -151,6 +154,23 @@ impl Builder {
         }
     }
 
+    /// Adds a row of pointers to input parts, and behind them these words as they are.
+    pub fn vector(&mut self, parts: &[Spot], rest: &[u64]) -> Result<Spot, TooLarge> {
+        let mut row = Vec::with_capacity((parts.len() + rest.len()) * 8);
+        for part in parts {
+            let Spot::In(at) = part else { return Err(TooLarge) };
+            row.extend(u64::from(*at).to_le_bytes());
+        }
+        for word in rest {
+            row.extend(word.to_le_bytes());
+        }
+        let spot = self.input(&row, 8)?;
+        if let (Spot::In(at), count @ 1..) = (spot, parts.len() as u32) {
+            self.vectors.push(Place::Vector { at, count });
+        }
+        Ok(spot)
+    }
+
     /// Lets `bytes` at `from` come back and go to the guest as `piece` says.
     pub fn output(&mut self, from: Spot, bytes: u32, span: Span, piece: Piece) {
         self.outputs.push((from, bytes, span));
@@ -187,6 +207,7 @@ impl Builder {
                 }
             }
         }
+        relocs.append(&mut self.vectors);
         let outputs = self
             .outputs
             .iter()
@@ -216,6 +237,7 @@ impl Builder {
             relocs,
             size,
             outputs,
+            exec: None,
         };
         let scatter = Scatter {
             ids,

@@ -7,11 +7,13 @@
 mod builder;
 mod scatter;
 mod sockets;
+mod strings;
 mod vectors;
 
 pub use builder::{Builder, Ids, Span, Spot, TooLarge};
 pub use scatter::{BadReply, Piece, Scatter};
 pub use sockets::option_is_unportable;
+pub use strings::{ARG_LENGTH, ARG_TOTAL};
 
 use super::emulate;
 use super::memory::{GuestMemory, TASK_END};
@@ -201,6 +203,7 @@ impl<M: GuestMemory> Gather<'_, M> {
             Arg::Path => self.path(i),
             Arg::Str(room, errno) => self.string(i, room as usize, errno),
             Arg::Text(room) => self.text(i, room as usize),
+            Arg::Strings => self.strings(i),
             Arg::In(size) => self.fixed(i, size, None),
             Arg::InOut(size) => self.fixed(i, size, Some(Span::Success)),
             Arg::InOutAlways(size) => self.fixed(i, size, Some(Span::Always)),

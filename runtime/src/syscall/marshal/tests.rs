@@ -524,3 +524,4 @@ fn replies_that_do_not_fit_are_refused() {
 }
 
 mod random;
+mod strings;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::syscall::BAD_POINTER;
-use mosix_wire::call::Place;
+use mosix_wire::call::{Exec, Place};
 use mosix_wire::ids::{Epoch, Seq, Tid};
 
 struct Job {
@@ -70,6 +70,7 @@ fn with_bytes(nr: i64, args: [u64; 6], pointer: Option<u8>, bytes: &[u8]) -> (Ca
         relocs: pointer.into_iter().map(Place::Arg).collect(),
         size: bytes.len() as u32,
         outputs: Vec::new(),
+        exec: None,
     };
     (call, bytes.to_vec())
 }
@@ -367,4 +368,29 @@ fn addresses_of_the_deputy_are_refused() {
     assert!(permit(&call, &long, &job()).is_err(), "one byte beyond the buffer");
     // A mask would reach the deputy's signals.
     assert!(judge(libc::SYS_ppoll, [0, 0, 0, 0, 8, 0], Some(3), &[0; 8]).is_err());
+}
+
+/// Programs are executed with what the body's kernel has for them, and nothing else comes with that.
+#[test]
+fn programs_bring_what_they_inherit_and_other_calls_do_not() {
+    let execve = |path: &str, exec: Option<Exec>| {
+        let (mut call, payload) = with_bytes(libc::SYS_execve, [0; 6], Some(0), format!("{path}\0").as_bytes());
+        call.exec = exec.map(Box::new);
+        permit(&call, &payload, &job())
+    };
+    execve("/bin/true", Some(Exec::default())).unwrap();
+    execve("/bin/true", None).unwrap_err();
+    execve("/run/mosix/program", Some(Exec::default())).unwrap_err();
+    execve("/proc/self/fd/3", Some(Exec::default())).unwrap();
+    let many = vec![mosix_wire::image::SigInfo(vec![0; 128]); limits::EXEC_PENDING + 1];
+    let exec = Exec {
+        own: many,
+        ..Exec::default()
+    };
+    execve("/bin/true", Some(exec)).unwrap_err();
+    let (mut call, payload) = with_bytes(libc::SYS_getpid, [0; 6], None, b"");
+    call.nr = libc::SYS_getuid as u32;
+    permit(&call, &payload, &job()).unwrap();
+    call.exec = Some(Box::default());
+    permit(&call, &payload, &job()).unwrap_err();
 }

@@ -184,6 +184,8 @@ pub enum Arg {
     Str(u32, i32),
     /// In: C string that the kernel cuts after so many bytes.
     Text(u32),
+    /// In: vector of strings, ended by a null pointer (argv, envp).
+    Strings,
     /// In: structure or array.
     In(Size),
     /// In and out, written back when the call did not fail. Also for outputs that the kernel leaves alone in some successes.

@@ -9,6 +9,8 @@ use super::mem::{LOW_LENGTH, LOW_START, WINDOW_END};
 
 const PR_SET_VMA: u32 = 0x5356_4d41;
 
+const EXEC: &str = "the deputy executes it; the new program goes on where the old one was";
+
 pub(super) const ROWS: &[Row] = &[
     native(24, "sched_yield", &[], Restart::None),
     native(39, "getpid", &[], Restart::None).note("true on a host: the job has a pid namespace with home's numbers"),
@@ -28,7 +30,7 @@ pub(super) const ROWS: &[Row] = &[
         Restart::NoInt,
         "as fork; the child has its parent's memory on the host too",
     ),
-    comes_home(59, "execve", Restart::None, "programs are loaded at home").trapped(),
+    special(59, "execve", &[Path, Strings, Strings], Restart::None, EXEC).trapped(),
     special(
         60,
         "exit",
@@ -166,7 +168,7 @@ pub(super) const ROWS: &[Row] = &[
         Restart::None,
         "a process with a filter of its own stays at home",
     ),
-    comes_home(322, "execveat", Restart::None, "programs are loaded at home").trapped(),
+    special(322, "execveat", &[Fd, Path, Strings, Strings, Int], Restart::None, EXEC).trapped(),
     home(434, "pidfd_open", &[Int, Int], Restart::None),
     special(435, "clone3", &[Int, Int], Restart::NoInt, "")
         .partial("ENOSYS for new threads, so that libraries use clone; new processes come home"),

@@ -13,6 +13,7 @@
 //!   └───────────────────────────────────── Returning ◀──────────────────────────────────────────┘                │
 //!                                              └───────────── failed ────────────────────────────────────────────┘
 //!   Unborn ── Born ──▶ AwaitRunning, with no old copy
+//!   every state ── the deputy has executed a program ──▶ AtHome
 //!   every state ── exited, deputy killed, last copy lost ──▶ Dead
 //! ```
 //!
@@ -136,6 +137,9 @@ pub enum HomeEvent<N> {
     /// This agent is known dead, by its node's word or a new life of it. Never a guess from silence. To be given after the
     /// frames that had arrived before.
     PeerDead(N),
+    /// The process here has executed a program, for a call of its body: that is past, and no body has a call to make any more. Whatever
+    /// there was of the process elsewhere, or on its way, is of the program before.
+    Executed,
     /// Home waited long enough for the present move.
     Timeout,
     /// The deputy, or the whole process at home, is dead.
@@ -166,6 +170,9 @@ pub enum HomeEffect<N> {
     DiscardHere,
     /// The rebuilt process runs at home.
     ReleaseHere,
+    /// The process here is whole, with a memory of its own, and stands before its first instruction: forget that it was a deputy, or was to
+    /// become one, and let it run.
+    BeginHere,
     /// End and reap the process here, and report why.
     EndHere(Cause),
     /// Act on the frame.
@@ -186,6 +193,7 @@ impl<N: Clone + PartialEq> Home<N> {
             HomeEvent::BuiltHere(done) => self.built_here(done),
             HomeEvent::ImageFailed(failed) => self.image_failed(failed),
             HomeEvent::PeerDead(node) => self.gone(&node, epochs),
+            HomeEvent::Executed => self.executed(epochs),
             HomeEvent::Timeout => self.timeout(epochs),
             HomeEvent::DeputyDead => self.end(Cause::Killed),
         }

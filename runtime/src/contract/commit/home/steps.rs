@@ -481,6 +481,19 @@ impl<N: Clone + PartialEq> Home<N> {
         }
     }
 
+    /// The process here is another program: every copy of the one before is told, and none is ever accepted again.
+    pub(super) fn executed(self, epochs: &mut Epochs) -> (Self, Vec<Do<N>>) {
+        if let Self::Dead(cause) = self {
+            return (self, vec![Do::EndHere(cause)]);
+        }
+        // The newest number that anybody was told of: an attempt under way dies too.
+        let epoch = epochs.fresh();
+        let drop = |node: &N| Do::Order(node.clone(), Order::Drop { epoch });
+        let mut effects: Vec<_> = self.copies().into_iter().map(|(node, _)| drop(node)).collect();
+        effects.push(Do::BeginHere);
+        (Self::AtHome { epoch }, effects)
+    }
+
     pub(super) fn built_here(self, done: Epoch) -> (Self, Vec<Do<N>>) {
         match self {
             Self::Returning {

@@ -180,6 +180,7 @@ fn hostile_call() -> impl Strategy<Value = (Call, Vec<u8>)> {
                 relocs,
                 size,
                 outputs,
+                exec: None,
             };
             (call, payload)
         })
