@@ -546,7 +546,7 @@ impl Deputy {
         });
         let made = creation::asks(&call).filter(|_| job.is_some());
         let plain = call.exec.is_none() || exec::is_native(self.pid);
-        if made.is_none() && job.is_some_and(|job| !plain || !permitted(&call, payload, job.as_ref())) {
+        if made.is_none() && job.is_some_and(|job| !plain || !policy::permitted(&call, payload, job.as_ref())) {
             let reply = reply(&call, NEEDS_HOME, vec![0; call.outputs.len()]);
             self.send(&reply, &[]);
             record.state = State::Answered(reply, Vec::new());
@@ -974,13 +974,6 @@ enum StartError {
 
 /// How long closing a descriptor may take before the answer is given all the same.
 const CLOSE: Duration = Duration::from_secs(1);
-
-/// Whether the away policy lets a host make the call. A truthful body makes it at home, where the policy has no say.
-fn permitted(call: &Call, payload: &[u8], job: &dyn policy::JobView) -> bool {
-    policy::permit(call, payload, job)
-        .inspect_err(|denied| tracing::warn!(%denied, "refused by the away policy"))
-        .is_ok()
-}
 
 fn reply(call: &Call, result: i64, lengths: Vec<u32>) -> Reply {
     Reply {

@@ -121,7 +121,14 @@ pub fn permit(call: &Call, payload: &[u8], job: &dyn JobView) -> Result<(), Deni
     Ok(())
 }
 
-/// Whether a call gives a descriptor for a path.
+/// Whether a host may make the call; that it may not is logged. A truthful body makes it at home, where the policy has no say.
+pub fn permitted(call: &Call, payload: &[u8], job: &dyn JobView) -> bool {
+    permit(call, payload, job)
+        .inspect_err(|denied| tracing::warn!(%denied, "refused by the away policy"))
+        .is_ok()
+}
+
+/// Whether a call gives a descriptor for a path, which [`opened`] is to judge.
 pub fn opens(nr: u32) -> bool {
     matches!(
         i64::from(nr),
