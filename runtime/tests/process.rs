@@ -40,7 +40,7 @@ fn start(program: &str, args: &[&str]) -> Child {
 fn take(pid: i32) -> (ProcessImage, Window, Frozen) {
     let frozen = freeze(pid, &[], Duration::from_secs(2)).expect("freezes");
     let before = maps::read(pid).expect("maps");
-    let window = inject(&frozen, &before).expect("injects");
+    let window = inject((frozen.pid, frozen.threads[0].tid), &before).expect("injects");
     assert!(has_window(&mosix_runtime::process::maps::read(pid).expect("maps")));
     let slots: Vec<u32> = (0..frozen.threads.len() as u32).collect();
     let captured = capture(&frozen, &window, &slots, |tid| tid).expect("captures");

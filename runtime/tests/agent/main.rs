@@ -314,7 +314,7 @@ fn take(mut command: Command, epoch: Epoch) -> Taken {
     let pid = child.id() as i32;
     let frozen = freeze(pid, &[], Duration::from_secs(2)).expect("freezes");
     let before = maps::read(pid).expect("maps");
-    let window = inject(&frozen, &before).expect("injects");
+    let window = inject((frozen.pid, frozen.threads[0].tid), &before).expect("injects");
     let captured = capture(
         &frozen,
         &window,

@@ -12,12 +12,16 @@ mod search;
 mod world;
 
 use mutant::Mutant;
-use search::{Outcome, search};
-use world::Budget;
+use search::{Outcome, search, search_from};
+use world::{Budget, World};
 
 /// Runs a search that must find nothing.
 fn holds(budget: Budget) {
-    match search(budget, Mutant::None) {
+    nothing_in(search(budget, Mutant::None), budget);
+}
+
+fn nothing_in(outcome: Outcome, budget: Budget) {
+    match outcome {
         Outcome::Holds { states, ends } => {
             eprintln!("{states} states, {ends} ends: {budget:?}");
             assert!(
@@ -118,6 +122,21 @@ fn programs_are_executed_in_the_middle_of_moves() {
         losses: 1,
         ..none
     });
+}
+
+/// A child of a body that is away, from the word of its birth on.
+#[test]
+fn a_birth_away_two_moves_and_two_faults() {
+    let budget = Budget {
+        moves: 2,
+        faults: 2,
+        calls: 1,
+        exits: 0,
+        wants: 0,
+        doubles: 0,
+        losses: 0,
+    };
+    nothing_in(search_from(World::born(budget), Mutant::None), budget);
 }
 
 /// The sessions promise order and no doubles; the rules must be safe even where they break that promise.

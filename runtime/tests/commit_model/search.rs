@@ -19,15 +19,19 @@ pub enum Outcome {
 /// More states than this are a mistake in the model, not a search.
 const MOST: usize = 20_000_000;
 
-/// Explores everything that the budget allows.
+/// Explores everything that the budget allows for a process that begins at home.
 pub fn search(budget: Budget, mutant: Mutant) -> Outcome {
+    search_from(World::new(budget), mutant)
+}
+
+/// Explores everything that can follow.
+pub fn search_from(start: World, mutant: Mutant) -> Outcome {
     let mut seen = HashMap::new();
     // Steps that happen by themselves, to find a circle of them in which nothing ever ends.
     let mut needed: Vec<(u32, u32)> = vec![];
     let mut parents: Vec<(u32, String)> = vec![(0, "start".into())];
     let mut queue = VecDeque::new();
     let mut ends = 0;
-    let start = World::new(budget);
     seen.insert(fingerprint(&start), 0_u32);
     queue.push_back((0_u32, start));
     while let Some((id, world)) = queue.pop_front() {

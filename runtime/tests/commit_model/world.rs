@@ -173,6 +173,18 @@ impl World {
         }
     }
 
+    /// A process that was forked away: its body was made on host 0 and waits, and home has just heard of it.
+    pub fn born(budget: Budget) -> Self {
+        let mut world = Self::new(budget);
+        world.home = Some(Home::Unborn);
+        world.here = Here::Deputy;
+        world.incumbent = Place::Node(0);
+        world.agents[0].state = Host::Born;
+        world.agents[0].body = Some(Body { calls: 0 });
+        world.home_event(HomeEvent::Born(0), Mutant::None);
+        world
+    }
+
     pub fn fail(&mut self, why: String) {
         self.broken.get_or_insert(why);
     }
@@ -546,7 +558,8 @@ impl Agent {
     /// The epoch of what is here.
     pub fn holds(&self) -> Option<Epoch> {
         match &self.state {
-            Host::Absent | Host::Born => None,
+            Host::Absent => None,
+            Host::Born => Some(Epoch(0)),
             Host::Expecting { epoch, .. }
             | Host::Building { epoch }
             | Host::Ready { epoch }
