@@ -310,7 +310,7 @@ impl World {
         let (Some((host, id, number)), Some(calls)) = (self.commands.pop_front(), &self.calls) else {
             return;
         };
-        if !calls.begin_creation(host, id) {
+        if calls.begin_creation(host, id).is_none() {
             return;
         }
         let result = if self.random.below(8) == 0 {
