@@ -135,6 +135,7 @@ fn a_birth_away_two_moves_and_two_faults() {
         wants: 0,
         doubles: 0,
         losses: 0,
+        execs: 1,
     };
     nothing_in(search_from(World::born(budget), Mutant::None), budget);
 }

@@ -180,7 +180,11 @@ impl World {
         world.here = Here::Deputy;
         world.incumbent = Place::Node(0);
         world.agents[0].state = Host::Born;
-        world.agents[0].body = Some(Body { calls: 0 });
+        world.agents[0].body = Some(Body {
+            calls: 0,
+            execs: false,
+            program: 0,
+        });
         world.home_event(HomeEvent::Born(0), Mutant::None);
         world
     }
