@@ -1,6 +1,6 @@
 //! Children that are made away: they run where their parent is, and move each by itself.
 
-use crate::threads::Maker;
+use crate::threads::{Maker, stays};
 use mosix_tests::{Guest, How, Lab, guest, require};
 use serde_json::Value;
 use std::process::Stdio;
@@ -68,3 +68,35 @@ fn move_by_themselves() {
     parent.tell();
     assert_eq!(parent.end(), ["PASS"]);
 }
+
+/// Shell scripts with pipelines, subshells, here-documents and traps: the shell and all that it starts run where it was moved to.
+#[test]
+fn of_shell_scripts() {
+    for shell in ["bash", "dash"] {
+        require!(require::program(shell));
+        stays(&[shell.into(), "-c".into(), SCRIPT.into()]);
+    }
+}
+
+const SCRIPT: &str = r#"
+echo "READY pid=$$"
+trap 'got=$((got+1))' USR1
+while read line; do
+  got=0 out=
+  for i in 1 2 3 4 5; do
+    n=$(ls /usr/bin | grep -c z | tr -d ' ')
+    (cd /; /bin/true; exit 3)
+    r=$?
+    m=$(cat <<X | wc -c
+hello $i
+X
+)
+    kill -USR1 $$
+    sleep 0.01 &
+    wait $!
+    out="$out $n $r $m $?"
+  done
+  echo "MADE$out $got"
+done
+echo END
+"#;
