@@ -227,3 +227,53 @@ BEHAVIOUR(forked_by_the_old_call, "fork wait4")
 	SAME(waitpid(child, &status, 0), child);
 	SAME(status, 5 << 8);
 }
+
+BEHAVIOUR(in_its_parents_memory, "vfork wait4")
+{
+	away();
+	static volatile int seen;
+	pid_t child = vfork();
+	if (child == 0) {
+		seen = 5;
+		_exit(6);
+	}
+	SAME(seen, 5);
+	int status;
+	SAME(waitpid(child, &status, 0), child);
+	SAME(status, 6 << 8);
+}
+
+/* A child that executes a program, by its name or by a descriptor. */
+static int ran(int fd)
+{
+	char *argv[] = { "sh", "-c", "exit $0", "9", 0 }, *none[] = { 0 };
+	pid_t child = SYS(fork());
+	if (child == 0) {
+		if (fd < 0)
+			execve("/bin/sh", argv, none);
+		else
+			syscall(SYS_execveat, fd, "", argv, none, AT_EMPTY_PATH);
+		_exit(127);
+	}
+	int status;
+	SAME(waitpid(child, &status, 0), child);
+	return status;
+}
+
+BEHAVIOUR(executes_a_program, "execve wait4")
+{
+	away();
+	char *none[] = { 0 };
+	FAILS(execve("/nowhere", none, none), ENOENT);
+	FAILS(execve("/etc", none, none), EACCES);
+	SAME(ran(-1), 9 << 8);
+}
+
+BEHAVIOUR(executes_a_descriptor, "execveat wait4")
+{
+	char *none[] = { 0 };
+	int fd = SYS(open("/bin/sh", O_PATH | O_CLOEXEC));
+	away();
+	FAILS(syscall(SYS_execveat, fd, "in", none, none, 0), ENOTDIR);
+	SAME(ran(fd), 9 << 8);
+}

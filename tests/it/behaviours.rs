@@ -103,7 +103,8 @@ macro_rules! behaviours {
 }
 
 behaviours! {
-    children: children_that_nobody_waits_for forked_by_the_old_call no_word_of_stops no_zombies_by_flag
+    children: children_that_nobody_waits_for executes_a_descriptor executes_a_program forked_by_the_old_call
+        in_its_parents_memory no_word_of_stops no_zombies_by_flag
         sigchld_tells_what_happened status_of_a_crash status_of_a_death status_of_an_exit
         stopped_and_continued wait_ends_with_a_signal waiting_by_group;
     credentials: capabilities groups_of_processes new_session real_and_effective_users users_are_told

@@ -116,6 +116,9 @@ fn identity() -> (u64, u64) {
 }
 
 pub fn time(g: &Guest) {
+    let cpu = g.words(&[99, 99]);
+    assert_eq!(g.ok("clock_gettime", [2, cpu]), 0);
+    assert!(g.word(cpu) < 99, "seconds of CPU time");
     let short = g.words(&[0, 1_000_000]);
     let rest = g.words(&[77, 88]);
     assert_eq!(g.ok("nanosleep", [short, rest]), 0);
@@ -148,6 +151,8 @@ pub fn time(g: &Guest) {
 }
 
 pub fn ipc(g: &Guest) {
+    // Nothing lies there.
+    g.fails("msync", [0x10000, 4096, 4], ENOMEM);
     let shm = g.ok("shmget", [0, 4096, 0o600]);
     let info = g.room(128);
     g.ok("shmctl", [shm, 2, info]);
