@@ -44,14 +44,13 @@ const FS_BASE: usize = 21;
 /// The trap flag.
 const TRAP: u64 = 0x100;
 
-/// What became of a creation.
-pub enum Followed {
-    /// A thread was made, or nothing: then its creator knows, or makes the call again.
-    Made,
-    /// A child was made, which stands before its first instruction.
-    Child(Box<Process>),
-    /// The creator's body ended, so.
-    Ended(Exit),
+/// What became of a creation. Of a thread, or of nothing, its creator knows, or makes the call again.
+#[derive(Default)]
+pub struct Followed {
+    /// A child, which stands before its first instruction, and of which home was told.
+    pub child: Option<Box<Process>>,
+    /// How the creator's body ended meanwhile. Its child lives on.
+    pub ended: Option<Exit>,
 }
 
 /// Home's half of a creation. Only the flags go home: every pointer is the body's.
@@ -73,11 +72,12 @@ pub fn call(body: &BodyCalls, flags: u64, tid: Tid, seq: Seq) -> Call {
 /// The deputy has the new thread or child, `number`: the body of it is made.
 pub fn follow(shared: &Shared, nest: &Nest, process: &mut Process, (host, id): (i32, u64), number: Tid) -> Followed {
     let Some(calls) = process.calls.clone() else {
-        return Followed::Made;
+        return Followed::default();
     };
-    let Some(flags) = calls.calls.begin_creation(host, id) else {
+    let flags = calls.calls.begin_creation(host, id);
+    let Some((flags, kind)) = flags.and_then(|flags| Some((flags, creation::kind(flags)?))) else {
         // It was stopped meanwhile, and asks again.
-        return Followed::Made;
+        return Followed::default();
     };
     let creation = Creation {
         shared,
@@ -87,27 +87,24 @@ pub fn follow(shared: &Shared, nest: &Nest, process: &mut Process, (host, id): (
         id,
         number,
         flags,
+        kind,
     };
     match creation.create(process) {
-        Ok(child) => match (signals::catch_up(shared, process), child) {
-            // A child that nobody tells of ends with its parent.
-            (Some(how), child) => {
-                child.into_iter().for_each(|mut child| child.end());
-                Followed::Ended(how)
-            }
-            (None, Some(child)) => Followed::Child(child),
-            (None, None) => Followed::Made,
+        Ok(child) => Followed {
+            child,
+            ended: signals::catch_up(shared, process),
         },
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
             tracing::debug!(pid = %process.pid, tid = host, "a thread ended while it made another one");
-            Followed::Made
+            Followed::default()
         }
         Err(error) => {
             tracing::error!(pid = %process.pid, tid = host, %number, %error, "what a thread makes is neither here nor undone");
-            Followed::Ended(Exit::Signal {
-                signal: libc::SIGKILL as u8,
-                core: false,
-            })
+            let signal = libc::SIGKILL as u8;
+            Followed {
+                child: None,
+                ended: Some(Exit::Signal { signal, core: false }),
+            }
         }
     }
 }
@@ -128,18 +125,16 @@ pub(super) struct Creation<'a> {
     /// What the deputy has made.
     pub(super) number: Tid,
     /// Flags of clone(2).
-    pub(super) flags: u64,
+    flags: u64,
+    /// What they make.
+    pub(super) kind: Kind,
 }
 
 impl Creation<'_> {
     fn create(&self, process: &mut Process) -> io::Result<Option<Box<Process>>> {
         let host = self.host;
-        let kind = creation::kind(self.flags);
         // While its notification waits the creator can be given a descriptor, which its child inherits.
-        let slots = match kind {
-            Some(Kind::Child) => Some(self.slots()),
-            _ => None,
-        };
+        let slots = (self.kind == Kind::Child).then(|| self.slots());
         ptrace::interrupt(host)?;
         serve::send(self.calls, host, self.id, Answer::Result(ERESTARTNOINTR));
         stand(process, host)?;
@@ -159,23 +154,21 @@ impl Creation<'_> {
         // What is new inherits what is set here, and gets the true mask below.
         ptrace::set_sigmask(host, QUIET)?;
         self.calls.calls.set_injecting(host, true);
-        let made = match slots {
-            Some(Err(ref error)) => {
+        let made = match &slots {
+            Some(Err(error)) => {
                 tracing::warn!(pid = %process.pid, %error, "a child gets no window");
                 Ok((-i64::from(libc::EAGAIN), None))
             }
-            _ => clone_stopped(host, &saved, self.flags, kind != Some(Kind::Thread)),
+            _ => clone_stopped(host, &saved, self.flags, self.kind != Kind::Thread),
         };
         self.calls.calls.set_injecting(host, false);
         let (mut result, new) = made?;
         let mut child = None;
-        let slots = match kind {
-            // Those of its parent, which nobody uses meanwhile.
-            Some(Kind::Borrower) => process.built.as_ref().map(|built| Ok(built.body.window.lend())),
-            _ => slots,
-        };
         match (new, slots) {
-            (Some(new), Some(Ok(window))) => match self.child(process, new, window, &saved, mask) {
+            (Some(new), _) if self.kind == Kind::Thread => {
+                result = self.thread(process, new, &saved, mask)?.unwrap_or(result);
+            }
+            (Some(new), slots) => match self.child(process, new, slots, &saved, mask) {
                 Ok(built) => child = Some(Box::new(built)),
                 Err(error) => {
                     tracing::warn!(pid = %process.pid, number = %self.number, %error, "a child cannot be made here");
@@ -183,17 +176,16 @@ impl Creation<'_> {
                     result = -i64::from(libc::EAGAIN);
                 }
             },
-            (Some(new), _) => result = self.thread(process, new, &saved, mask)?.unwrap_or(result),
             (None, _) => {}
         }
-        match kind {
-            Some(Kind::Child) => self.take_slots_back()?,
-            Some(Kind::Borrower) => {}
-            _ if result < 0 => self.shared.thread_ended(self.calls, self.number, 0),
-            _ => {}
-        }
-        if kind != Some(Kind::Thread) {
-            self.tell(child.is_some());
+        match self.kind {
+            Kind::Thread if result < 0 => self.shared.thread_ended(self.calls, self.number, 0),
+            Kind::Thread => {}
+            Kind::Child => {
+                self.take_slots_back()?;
+                self.tell(child.is_some());
+            }
+            Kind::Borrower => self.tell(child.is_some()),
         }
         self.calls.calls.end_creation(host);
         let mut regs = saved;
@@ -203,7 +195,7 @@ impl Creation<'_> {
         ptrace::set_sigmask(host, mask)?;
         match &child {
             // It goes on when the child gives the memory back.
-            Some(child) if kind == Some(Kind::Borrower) => process.lent = Some((child.pid, host)),
+            Some(child) if self.kind == Kind::Borrower => process.lent = Some((child.pid, host)),
             _ => ptrace::cont(host, 0)?,
         }
         Ok(child)

@@ -18,7 +18,7 @@ use super::shared::{BodyCalls, Shared, lock};
 use super::signals::inject;
 use super::verify;
 use crate::contract::commit::Host;
-use crate::deputy::creation::{self, Kind};
+use crate::deputy::creation::Kind;
 use crate::process::materialise::Body;
 use crate::process::window::Window;
 use mosix_loader::script::abi::{SHARED, SHARED_SIZE};
@@ -65,12 +65,12 @@ impl Creation<'_> {
         self.shared.tell(&message, &[]);
     }
 
-    /// Makes `new`, which stands before its first instruction, a process like its parent.
+    /// Makes `new`, which stands before its first instruction, a process like its parent, with these `slots` or its parent's.
     pub(super) fn child(
         &self,
         parent: &Process,
         new: i32,
-        window: Window,
+        slots: Option<io::Result<Window>>,
         saved: &Regs,
         mask: u64,
     ) -> io::Result<Process> {
@@ -96,12 +96,17 @@ impl Creation<'_> {
             }]),
         });
         calls.family.join(&calls);
-        let borrows = creation::kind(self.flags) == Some(Kind::Borrower);
-        let furnished = if borrows { Ok(()) } else { furnish(&calls) };
-        if let Err(error) = furnished.and_then(|()| begin(new, saved, mask)) {
+        let borrows = self.kind == Kind::Borrower;
+        let furnished = match slots {
+            Some(window) => window.and_then(|window| furnish(&calls).map(|()| window)),
+            // Those of its parent, which nobody uses meanwhile.
+            None => Ok(built.body.window.lend()),
+        };
+        let begun = furnished.and_then(|window| begin(new, saved, mask).map(|()| window));
+        if begun.is_err() {
             calls.family.leave(pid);
-            return Err(error);
         }
+        let window = begun?;
         let mut image = built.image.clone();
         image.pid = pid;
         image.epoch = Epoch(0);

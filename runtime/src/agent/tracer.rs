@@ -7,7 +7,7 @@ mod vfork;
 
 use super::birth;
 use super::build;
-use super::creation::{self, Followed};
+use super::creation;
 use super::depart;
 use super::exec;
 use super::nest::Nest;
@@ -435,13 +435,13 @@ impl Tracer {
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
-        match creation::follow(&self.shared, &self.nest, process, creator, number) {
-            Followed::Made => {}
-            Followed::Child(child) => {
-                // Of another process that had this number before nothing is left here: the number was free.
-                self.processes.insert(child.pid, *child);
-            }
-            Followed::Ended(how) => self.ended(pid, how),
+        let followed = creation::follow(&self.shared, &self.nest, process, creator, number);
+        if let Some(child) = followed.child {
+            // Of another process that had this number before nothing is left here: the number was free.
+            self.processes.insert(child.pid, *child);
+        }
+        if let Some(how) = followed.ended {
+            self.ended(pid, how);
         }
     }
 
