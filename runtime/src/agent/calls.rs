@@ -17,6 +17,7 @@
 use crate::deputy::creation::{creates, flags};
 use crate::process::restart::never_waits;
 use crate::syscall::marshal::Scatter;
+use crate::syscall::policy::is_exec;
 use mosix_sys::notif::Notification;
 use mosix_wire::call::{NEEDS_HOME, Reply};
 use mosix_wire::ids::{Seq, Tid};
@@ -243,10 +244,6 @@ pub enum Going {
     Cancel,
 }
 
-fn executes(nr: i32) -> bool {
-    matches!(i64::from(nr), libc::SYS_execve | libc::SYS_execveat)
-}
-
 fn is_restart(result: i64) -> bool {
     matches!(result, -516..=-512)
 }
@@ -343,7 +340,7 @@ impl Calls {
                 waiting.cancelled = thread.due;
                 thread.seq = seq.0;
                 thread.arrived = None;
-                state.executes |= executes(waiting.made.nr);
+                state.executes |= is_exec(waiting.made.nr as u32);
                 let end = thread.due && !never_waits(waiting.made.nr as u64, &waiting.made.args);
                 if end { Going::Cancel } else { Going::Yes }
             }
@@ -368,16 +365,6 @@ impl Calls {
         let waiting = thread.waiting.as_ref()?;
         let waits = waiting.sent.is_none() && i64::from(waiting.made.nr) == libc::SYS_mmap;
         waits.then_some((host, waiting.id, waiting.made.args[4] as i32))
-    }
-
-    /// The number here of a thread, by its number at home.
-    pub fn host_of(&self, tid: Tid) -> Option<i32> {
-        let state = self.lock();
-        state
-            .threads
-            .iter()
-            .find(|(_, thread)| thread.tid == tid)
-            .map(|(host, _)| *host)
     }
 
     /// A reply came from home.
@@ -581,9 +568,9 @@ impl Calls {
             let open = |thread: &Thread| {
                 let waiting = thread.waiting.as_ref().filter(|waiting| waiting.sent.is_some());
                 let parked = thread.parked.as_ref().filter(|parked| parked.over.is_none());
-                waiting.is_some_and(|waiting| executes(waiting.made.nr))
-                    || parked.is_some_and(|parked| executes(parked.made.nr))
-                    || thread.arrived.is_some_and(|(nr, _)| executes(nr))
+                waiting.is_some_and(|waiting| is_exec(waiting.made.nr as u32))
+                    || parked.is_some_and(|parked| is_exec(parked.made.nr as u32))
+                    || thread.arrived.is_some_and(|(nr, _)| is_exec(nr as u32))
             };
             state.executes = state.threads.values().any(open);
         }

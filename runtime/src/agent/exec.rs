@@ -10,7 +10,7 @@
 
 use super::process::Process;
 use super::shared::{Command, Shared, lock};
-use super::signals::settle_body;
+use super::signals::{masks, settle_body};
 use crate::process::freeze::{FrozenThread, put_back};
 use crate::syscall::marshal::Forward;
 use mosix_sys::ptrace::{self, RawSigInfo};
@@ -75,22 +75,17 @@ pub fn forward(shared: &Shared, process: &mut Process, (host, id): (i32, u64), f
 
 /// What the body's kernel has for the new program; none when the thread makes its call again first.
 fn inherited(shared: &Shared, process: &mut Process, host: i32) -> io::Result<Option<Exec>> {
-    let status = std::fs::read_to_string(format!("/proc/{host}/status"))?;
-    let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|line| u64::from_str_radix(line.trim(), 16).ok())
-            .unwrap_or(0)
-    };
+    let masks = masks(host).ok_or(io::ErrorKind::NotFound)?;
     let seen = process.signals.seen.take().filter(|seen| seen.thread == host);
-    if mask("SigPnd:") | mask("ShdPnd:") != 0 && seen.is_none() {
+    if masks.pending != 0 && seen.is_none() {
         look(shared, process, host)?;
         return Ok(None);
     }
     let all = |infos: Vec<RawSigInfo>| infos.into_iter().map(|info| SigInfo(info.to_vec())).collect();
     let (pending, own) = seen.map_or_else(Default::default, |seen| (all(seen.process), all(seen.own)));
     Ok(Some(Exec {
-        mask: mask("SigBlk:"),
-        ignored: mask("SigIgn:"),
+        mask: masks.blocked,
+        ignored: masks.ignored,
         signals: process.signals.inbox.0,
         pending,
         own,

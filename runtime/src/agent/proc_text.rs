@@ -34,7 +34,7 @@ pub fn answer(shared: &Arc<Shared>, number: u64, pid: Pid, tid: Option<Tid>, fil
 fn text(shared: &Shared, body: &BodyCalls, tid: Option<Tid>, file: ProcFile) -> io::Result<String> {
     let folder = match tid.filter(|tid| tid.0 != body.pid.0) {
         Some(tid) => {
-            let host = body.calls.host_of(tid).ok_or(io::ErrorKind::NotFound)?;
+            let host = body.calls.host_tid(tid).ok_or(io::ErrorKind::NotFound)?;
             format!("/proc/{}/task/{host}", body.host)
         }
         // Of the leader too, the files differ from those of the process.

@@ -191,6 +191,7 @@ impl Server<'_> {
                 if call.size > 0 && !self.body.listener().is_valid(self.n.id) {
                     return;
                 }
+                let masked = temp_mask.is_some();
                 let going = self.calls().sent(self.n.tid, self.n.id, seq, scatter, temp_mask);
                 if going != Going::No {
                     tally::served(self.body.pid, row, How::Home);
@@ -198,8 +199,8 @@ impl Server<'_> {
                 }
                 match going {
                     Going::Cancel => self.cancel(tid, seq),
-                    Going::Yes => self.look_under_mask(),
-                    Going::No => {}
+                    Going::Yes if masked => self.look_under_mask(),
+                    Going::Yes | Going::No => {}
                 }
             }
         }
@@ -208,14 +209,7 @@ impl Server<'_> {
     /// A signal that the thread blocks may wait for it already: when the mask that its call brought lets it in, it ends the call. The mask is
     /// in the book by now, so one that comes from here on is seen by whoever places it.
     fn look_under_mask(&self) {
-        let host = self.n.tid;
-        let opened = self.calls().mask(host).is_some_and(|mask| signals::opens(host, mask));
-        if opened
-            && let Some(Some(seq)) = self.calls().wait_for_call(host)
-            && let Some(tid) = self.calls().home_tid(host)
-        {
-            self.cancel(tid, seq);
-        }
+        signals::end_if_let_in(self.shared, self.body, self.n.tid);
     }
 
     fn cancel(&self, tid: Tid, seq: Seq) {
@@ -300,14 +294,8 @@ impl Server<'_> {
     fn clone3(&self) {
         let mut words = [0; 40];
         let seen = Guest::of(self.n.tid).read(self.n.args[0], &mut words).is_ok();
-        let word = |at: usize| {
-            words[at..at + 8]
-                .iter()
-                .rev()
-                .fold(0, |value, byte| value << 8 | u64::from(*byte))
-        };
         // clone(2) has the signal at the end among its flags.
-        let (flags, signal) = (word(0), word(32));
+        let (flags, signal) = (word(&words, 0), word(&words, 4));
         let known = flags & !u64::from(u32::MAX) == 0 && flags & 0xff == 0 && signal <= 64;
         let made = creation::kind(flags | signal).filter(|_| seen && known);
         if made.is_some() && self.shared.makes_threads() {
@@ -324,16 +312,11 @@ impl Server<'_> {
             if Guest::of(self.n.tid).read(new, &mut bytes).is_err() {
                 return self.answer(Answer::Result(-i64::from(libc::EFAULT)));
             }
-            let word = |index: usize| {
-                let mut word = [0; 8];
-                word.copy_from_slice(&bytes[index * 8..index * 8 + 8]);
-                u64::from_le_bytes(word)
-            };
             let action = SigAction {
-                handler: word(0),
-                flags: word(1),
-                restorer: word(2),
-                mask: word(3),
+                handler: word(&bytes, 0),
+                flags: word(&bytes, 1),
+                restorer: word(&bytes, 2),
+                mask: word(&bytes, 3),
             };
             if let (Ok(signal @ 1..=64), true) = (u8::try_from(signal), self.body.listener().is_valid(self.n.id)) {
                 let (pid, epoch) = (self.body.pid, self.body.epoch());
@@ -353,6 +336,12 @@ impl Server<'_> {
         // home about what it was told.
         self.answer(Answer::Continue);
     }
+}
+
+/// A 64-bit word of a structure, by its index.
+fn word(bytes: &[u8], index: usize) -> u64 {
+    let word = bytes.chunks_exact(8).nth(index).and_then(|word| word.try_into().ok());
+    word.map_or(0, u64::from_le_bytes)
 }
 
 /// Answers a notification that home has no part in, when it still waits. Signals that waited for its end are placed then.
@@ -375,29 +364,27 @@ pub fn send(body: &BodyCalls, host: i32, id: u64, answer: Answer) {
 
 /// Writes the outputs of a call and answers it.
 pub fn finish(body: &BodyCalls, host: i32, id: u64, scatter: &Scatter, reply: &Reply, payload: &[u8]) {
-    let payload = usage::add(body, host, scatter.part, reply.result, payload);
-    let result = match scatter.apply(&Guest::of(host), reply, &payload) {
-        Ok(result) => result,
-        Err(error) => {
-            tracing::error!(pid = %body.pid, tid = host, %error, "home's reply");
-            -i64::from(libc::EIO)
-        }
-    };
+    let result = outputs(body, host, scatter, reply, payload);
     send(body, host, id, Answer::Result(result));
 }
 
 /// Signals wait for the end of a call: what it leaves behind (data, the rest of a sleep) is written as home's kernel wrote it, and the
 /// tracer ends it.
 fn due(shared: &Shared, body: &BodyCalls, host: i32, scatter: &Scatter, reply: &Reply, payload: &[u8]) {
+    let result = outputs(body, host, scatter, reply, payload);
+    shared.command(Command::Due(body.pid, host, result));
+}
+
+/// Writes what home's kernel gave for a call, with what this one adds; the call's result.
+fn outputs(body: &BodyCalls, host: i32, scatter: &Scatter, reply: &Reply, payload: &[u8]) -> i64 {
     let payload = usage::add(body, host, scatter.part, reply.result, payload);
-    let result = match scatter.apply(&Guest::of(host), reply, &payload) {
+    match scatter.apply(&Guest::of(host), reply, &payload) {
         Ok(result) => result,
         Err(error) => {
             tracing::error!(pid = %body.pid, tid = host, %error, "home's reply");
             -i64::from(libc::EIO)
         }
-    };
-    shared.command(Command::Due(body.pid, host, result));
+    }
 }
 
 /// A reply from home: on the session's receiving thread, or the tracer's when signals go before it.

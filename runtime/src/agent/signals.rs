@@ -22,6 +22,7 @@ use crate::process::freeze::{FrozenThread, put_back, wait_for};
 use crate::process::restart::{
     EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, Standing, settle,
 };
+use crate::process::status::Status;
 use crate::process::step;
 use crate::process::window::Window;
 use crate::syscall::decide::{Decision, decide};
@@ -170,33 +171,33 @@ pub enum Delivery {
 
 /// A thread's signal state, from /proc.
 #[derive(Debug, Clone, Copy, Default)]
-struct Masks {
-    blocked: u64,
-    ignored: u64,
+pub struct Masks {
+    /// It takes none of these now.
+    pub blocked: u64,
+    /// Its process ignores these.
+    pub ignored: u64,
     caught: u64,
-    pending: u64,
+    /// These wait for it, or for its process.
+    pub pending: u64,
 }
 
 fn bit(signal: i32) -> u64 {
     1u64.checked_shl((signal - 1) as u32).unwrap_or(0)
 }
 
-fn masks(tid: i32) -> Option<Masks> {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        u64::from_str_radix(line.trim(), 16).ok()
-    };
+/// Reads it; none when the thread is gone.
+pub fn masks(tid: i32) -> Option<Masks> {
+    let status = Status::read(tid).ok()?;
     Some(Masks {
-        blocked: field("SigBlk:")? | awaited(tid).unwrap_or(0),
-        ignored: field("SigIgn:")?,
-        caught: field("SigCgt:")?,
-        pending: field("SigPnd:")? | field("ShdPnd:")?,
+        blocked: status.signals("SigBlk")? | awaited(tid).unwrap_or(0),
+        ignored: status.signals("SigIgn")?,
+        caught: status.signals("SigCgt")?,
+        pending: status.signals("SigPnd")? | status.signals("ShdPnd")?,
     })
 }
 
 /// Whether a signal with a handler waits that the thread blocks and that would be let in by this mask.
-pub fn opens(tid: i32, mask: u64) -> bool {
+fn opens(tid: i32, mask: u64) -> bool {
     masks(tid).is_some_and(|masks| masks.pending & masks.blocked & masks.caught & !mask != 0)
 }
 
@@ -312,10 +313,7 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
         process.placed(Due::new(tid, info), queued);
         // Meanwhile one of them may have begun a call whose own mask lets it in.
         for host in candidates {
-            let opened = calls.calls.mask(host).is_some_and(|mask| opens(host, mask));
-            if opened && let Some(Some(seq)) = calls.calls.wait_for_call(host) {
-                cancel(shared, &calls, host, seq);
-            }
+            end_if_let_in(shared, &calls, host);
         }
         return None;
     };
@@ -349,6 +347,14 @@ fn raise(shared: &Shared, process: &mut Process, tid: Option<Tid>, info: RawSigI
         process.placed(Due::new(tid, info), queued);
     }
     None
+}
+
+/// Asks home to end the open call of a thread when a signal waits that the thread blocks and the mask of the call lets in.
+pub fn end_if_let_in(shared: &Shared, calls: &BodyCalls, host: i32) {
+    let opened = calls.calls.mask(host).is_some_and(|mask| opens(host, mask));
+    if opened && let Some(Some(seq)) = calls.calls.wait_for_call(host) {
+        cancel(shared, calls, host, seq);
+    }
 }
 
 /// Asks home to end the open call of a thread.

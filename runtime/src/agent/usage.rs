@@ -6,6 +6,8 @@
 use super::guest::Guest;
 use super::limits;
 use super::shared::{BodyCalls, lock};
+use crate::process::stat::Stat;
+use crate::process::status::Status;
 use crate::syscall::emulate::CpuClock;
 use crate::syscall::memory::GuestMemory;
 use crate::syscall::rusage::{self, Part};
@@ -81,22 +83,23 @@ impl Meter {
 
     /// All that the process has used on hosts.
     pub fn process(&mut self, host: i32) -> Spent {
-        let stat = Stat::read(&format!("/proc/{host}/stat")).unwrap_or_default();
-        self.here = self
-            .here
-            .advance(cpu_ns(host, None).unwrap_or(0), stat.user, stat.system);
+        let stat = Stat::read(host).ok();
+        let of = |field: fn(&Stat) -> u64| stat.as_ref().map_or(0, field);
+        let (user, system) = (of(|stat| stat.user), of(|stat| stat.system));
+        self.here = self.here.advance(cpu_ns(host, None).unwrap_or(0), user, system);
+        let peak = Status::read(host).ok().and_then(|status| status.number::<u64>("VmHWM"));
         self.before.plus(Spent {
             cpu: self.here,
-            minor_faults: stat.minor_faults,
-            major_faults: stat.major_faults,
-            peak: field(host, "VmHWM:").unwrap_or(0) << 10,
+            minor_faults: of(|stat| stat.minor_faults),
+            major_faults: of(|stat| stat.major_faults),
+            peak: peak.unwrap_or(0) << 10,
         })
     }
 
     /// CPU time of a thread on hosts.
     pub fn thread(&mut self, host: i32, tid: i32) -> CpuTime {
-        let stat = Stat::read(&format!("/proc/{host}/task/{tid}/stat")).unwrap_or_default();
-        self.thread_as(host, tid, (stat.user, stat.system))
+        let times = Stat::of_thread(host, tid).map_or((0, 0), |stat| (stat.user, stat.system));
+        self.thread_as(host, tid, times)
     }
 
     /// The same, with its time here divided as that of the process: for whoever asks for all threads while the program stands still.
@@ -148,41 +151,6 @@ fn cpu_ns(host: i32, thread: Option<i32>) -> Option<u64> {
     }
 }
 
-/// Of a stat file: see proc_pid_stat(5).
-#[derive(Debug, Default)]
-struct Stat {
-    minor_faults: u64,
-    major_faults: u64,
-    user: u64,
-    system: u64,
-}
-
-impl Stat {
-    fn read(path: &str) -> Option<Self> {
-        let text = std::fs::read(path).ok()?;
-        let end = text.iter().rposition(|byte| *byte == b')')?;
-        let text = std::str::from_utf8(text.get(end + 1..)?).ok()?;
-        let fields: Vec<u64> = text
-            .split_ascii_whitespace()
-            .map(|field| field.parse().unwrap_or(0))
-            .collect();
-        // Numbers of the manual; the first field here is the third.
-        let field = |number: usize| fields.get(number - 3).copied();
-        Some(Self {
-            minor_faults: field(10)?,
-            major_faults: field(12)?,
-            user: field(14)?,
-            system: field(15)?,
-        })
-    }
-}
-
-fn field(host: i32, name: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{host}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
 /// Whether a thread of a process runs or is ready to run.
 fn runs(host: i32) -> bool {
     let ready = |tid: &i32| crate::process::stat::state(host, *tid) == Some('R');
@@ -192,12 +160,12 @@ fn runs(host: i32) -> bool {
 /// What home is told of a body; nothing when it is gone.
 pub fn report(body: &BodyCalls) -> Option<ToHome> {
     let host = body.host;
-    let threads = field(host, "Threads:")?;
+    let status = Status::read(host).ok()?;
     Some(ToHome::Usage {
         pid: body.pid,
         spent: lock(&body.usage).process(host),
-        resident: field(host, "VmRSS:").unwrap_or(0) << 10,
-        threads: threads as u32,
+        resident: status.number::<u64>("VmRSS").unwrap_or(0) << 10,
+        threads: status.number("Threads")?,
         running: runs(host),
     })
 }

@@ -6,6 +6,7 @@
 //! ```
 //! What is ignored is set before, by the deputy itself: so it holds also for a program that nobody may look into.
 
+use crate::process::status::Status;
 use mosix_loader::script::Op;
 use mosix_wire::call::{Call, Exec};
 
@@ -43,17 +44,11 @@ pub fn room(call: &Call) -> usize {
 /// Whether a program that the deputy executes gets what it would get natively. It is traced: without privileges of its own the tracer would
 /// take from a set-uid program what that has, which only a job without no_new_privs can tell.
 pub fn is_native(pid: i32) -> bool {
-    nix::unistd::geteuid().is_root() || line(pid, "NoNewPrivs:").as_deref() == Some("1")
+    let confined = || Status::read(pid).is_ok_and(|status| status.value("NoNewPrivs") == Some("1"));
+    nix::unistd::geteuid().is_root() || confined()
 }
 
 fn ignored(pid: i32) -> u64 {
-    line(pid, "SigIgn:")
-        .and_then(|mask| u64::from_str_radix(&mask, 16).ok())
-        .unwrap_or(0)
-}
-
-fn line(pid: i32, name: &str) -> Option<String> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(line.trim().to_owned())
+    let status = Status::read(pid).ok();
+    status.and_then(|status| status.signals("SigIgn")).unwrap_or(0)
 }

@@ -150,8 +150,8 @@ mod tests {
             crate::process::stat::Stat::parse(&merged).unwrap(),
         );
         assert_eq!(
-            (after.pid, after.state, after.ticks),
-            (before.pid, 'R', before.ticks * 2)
+            (after.pid, after.state, after.ticks()),
+            (before.pid, 'R', before.ticks() * 2)
         );
         assert_eq!((&after.comm, after.start), (&before.comm, before.start));
     }

@@ -9,6 +9,7 @@ use crate::process::capture::enter_stub;
 use crate::process::freeze::{self, FreezeError};
 use crate::process::inject::inject;
 use crate::process::maps;
+use crate::process::status::Status;
 use crate::process::window::Window;
 use mosix_loader::script::{Op, stub};
 use mosix_sys::ptrace::{self, Event, RawSigInfo};
@@ -24,18 +25,12 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// The process that a thread belongs to.
 pub fn group(tid: i32) -> Option<i32> {
-    number(tid, "Tgid:")
+    Status::read(tid).ok()?.number("Tgid")
 }
 
 /// The parent of the process that a thread belongs to.
 pub fn parent(tid: i32) -> Option<i32> {
-    number(tid, "PPid:")
-}
-
-fn number(tid: i32, field: &str) -> Option<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
-    line.trim().parse().ok()
+    Status::read(tid).ok()?.number("PPid")
 }
 
 /// Whether the event at which `creator` stands tells of a child.
@@ -56,7 +51,6 @@ pub fn is_fork(process: &Process, creator: i32, event: i32) -> bool {
 pub fn seat(
     parent: &Process,
     (child, early): (i32, bool),
-    epoch: Epoch,
     deputy: impl FnOnce(Window) -> io::Result<Arc<Deputy>>,
 ) -> Result<Process, DepartError> {
     let os = |what| {
@@ -85,7 +79,7 @@ pub fn seat(
         deputy.end();
         return Err(os("entering the stub")(error));
     }
-    let mut process = Process::new(child, epoch, &parent.birth);
+    let mut process = Process::new(child, Epoch::default(), &parent.birth);
     process.state = Home::Unborn;
     process.deputy = Some(deputy);
     process.held.insert(child);

@@ -11,6 +11,7 @@ use crate::process::freeze::wait_for;
 use crate::process::restart::{
     EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTNOINTR, ERESTARTSYS, never_waits, take_back,
 };
+use crate::process::status::Status;
 use mosix_sys::ptrace::{self, Event, RawSigInfo};
 use mosix_wire::image::{SigInfo, ThreadImage};
 use mosix_wire::link::Exit;
@@ -247,12 +248,12 @@ fn stops(process: &Process, signal: i32) -> bool {
 
 /// What a process at home does with a signal: (ignored, caught).
 fn disposition(pid: i32, signal: i32) -> (bool, bool) {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let bit = |name: &str| {
-        let mask = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("0");
-        u64::from_str_radix(mask.trim(), 16).unwrap_or(0) >> (signal - 1) & 1 == 1
+    let status = Status::read(pid).ok();
+    let bit = |field| {
+        let mask = status.as_ref().and_then(|status| status.signals(field));
+        mask.unwrap_or(0) >> (signal - 1) & 1 == 1
     };
-    (bit("SigIgn:"), bit("SigCgt:"))
+    (bit("SigIgn"), bit("SigCgt"))
 }
 
 /// Whether the process ignores a signal, by explicit choice or by default.

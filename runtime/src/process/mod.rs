@@ -24,6 +24,7 @@ pub mod rest;
 pub mod restart;
 pub mod restore;
 pub mod stat;
+pub mod status;
 pub mod step;
 pub mod timers;
 pub mod waited;

@@ -23,8 +23,14 @@ pub struct Stat {
     pub session: i32,
     /// PF_ flags of linux/sched.h.
     pub flags: u32,
-    /// User and system time in clock ticks, without children.
-    pub ticks: u64,
+    /// Page faults that needed no I/O, without children.
+    pub minor_faults: u64,
+    /// Those that did.
+    pub major_faults: u64,
+    /// User time in clock ticks, without children.
+    pub user: u64,
+    /// System time likewise.
+    pub system: u64,
     /// Threads.
     pub threads: u32,
     /// Start after boot in clock ticks: with the pid, names a process for good.
@@ -41,13 +47,20 @@ impl Stat {
     /// # Errors
     /// `NotFound` when there is no such process; `InvalidData` when the kernel's text is not understood.
     pub fn read(pid: i32) -> io::Result<Self> {
-        let text = std::fs::read(format!("/proc/{pid}/stat"))?;
-        Self::parse(&text).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("/proc/{pid}/stat has an unknown form"),
-            )
-        })
+        Self::read_from(&format!("/proc/{pid}/stat"))
+    }
+
+    /// Reads that of thread `tid` of process `pid`: times and faults are its own.
+    ///
+    /// # Errors
+    /// As [`Stat::read`].
+    pub fn of_thread(pid: i32, tid: i32) -> io::Result<Self> {
+        Self::read_from(&format!("/proc/{pid}/task/{tid}/stat"))
+    }
+
+    fn read_from(path: &str) -> io::Result<Self> {
+        let unknown = || io::Error::new(io::ErrorKind::InvalidData, format!("{path} has an unknown form"));
+        Self::parse(&std::fs::read(path)?).ok_or_else(unknown)
     }
 
     /// Parses the text of the file.
@@ -68,12 +81,20 @@ impl Stat {
             group: i32::try_from(number(5)?).ok()?,
             session: i32::try_from(number(6)?).ok()?,
             flags: number(9)?.try_into().ok()?,
-            ticks: number(14)?.checked_add(number(15)?)?.try_into().ok()?,
+            minor_faults: number(10)?.try_into().ok()?,
+            major_faults: number(12)?.try_into().ok()?,
+            user: number(14)?.try_into().ok()?,
+            system: number(15)?.try_into().ok()?,
             threads: number(20)?.try_into().ok()?,
             start: number(22)?.try_into().ok()?,
             resident: number(24)?.try_into().ok()?,
             stack: fields.get(28 - 3).and_then(|f| f.parse().ok()).unwrap_or(0),
         })
+    }
+
+    /// User and system time in clock ticks, without children.
+    pub fn ticks(&self) -> u64 {
+        self.user.saturating_add(self.system)
     }
 
     /// Whether it is dead, reaped or not.
@@ -130,7 +151,7 @@ mod tests {
         let s = Stat::parse(line).unwrap();
         assert_eq!((s.pid, s.comm.as_str(), s.state, s.parent), (7, "a) R 1 (\n", 'S', 1));
         assert_eq!(
-            (s.group, s.session, s.flags, s.ticks, s.threads, s.start, s.resident),
+            (s.group, s.session, s.flags, s.ticks(), s.threads, s.start, s.resident),
             (2, 3, 4194304, 33, 5, 99, 77)
         );
     }

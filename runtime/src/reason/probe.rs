@@ -3,6 +3,7 @@
 use super::Reason;
 use super::sharing::Groups;
 use crate::process::stat::{self, Stat};
+use crate::process::status::Status;
 use mosix_loader::script::abi::{SHARED, TEXT_ROOM, WINDOW, WINDOW_END};
 use mosix_wire::job::Why;
 use std::io::{self, Read};
@@ -19,26 +20,26 @@ const DESCRIPTORS: usize = 4096;
 pub fn why_not(pid: i32, own_filters: u32, tracer: i32, groups: &Groups) -> Option<Why> {
     let stat = Stat::read(pid).ok()?;
     let status = Status::read(pid).ok()?;
-    let away = status.tracer != 0 && status.tracer == tracer;
+    let by: i32 = status.number("TracerPid").unwrap_or(0);
+    let away = by != 0 && by == tracer;
     if stat.state == 'Z' {
         let others = stat.threads > 1 && !away;
         return Some(if others { Reason::LeaderExited } else { Reason::Zombie }.why());
     }
-    if status.tracer != 0 && !away {
-        let by = status.tracer;
+    if by != 0 && !away {
         return Some(Reason::Traced.because(format!("process {by} traces it")));
     }
     if stat.state == 'T' && !away {
         return Some(Reason::Stopped.why());
     }
-    if status.filters > own_filters {
+    if filters(&status) > own_filters {
         return Some(Reason::OwnFilter.why());
     }
     if usize::try_from(stat.threads).unwrap_or(usize::MAX) > mosix_wire::limits::THREADS {
         return Some(too_many_threads(stat.threads as usize));
     }
     let root = nix::unistd::geteuid().is_root();
-    if !root && status.uids.iter().any(|u| *u != status.uids[0]) {
+    if !root && is_of_two(&status) {
         return Some(Reason::SetUid.why());
     }
     if let Some(scope) = yama()
@@ -154,13 +155,7 @@ const WATCHED: Duration = Duration::from_millis(30);
 /// little later.
 fn waits(pid: i32, stat: &Stat) -> Option<Why> {
     let blocked = |tid: i32| stat::state(pid, tid) == Some('D');
-    let switches = |tid: i32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
-        status
-            .lines()
-            .find(|line| line.starts_with("voluntary_ctxt_switches:"))
-            .map(str::to_owned)
-    };
+    let switches = |tid: i32| Status::read(tid).ok()?.number::<u64>("voluntary_ctxt_switches");
     let tids: Vec<i32> = if stat.threads == 1 {
         vec![pid]
     } else {
@@ -179,38 +174,23 @@ fn waits(pid: i32, stat: &Stat) -> Option<Why> {
     })
 }
 
-/// Selected lines of /proc/PID/status.
-struct Status {
-    tracer: i32,
-    uids: [u32; 3],
-    filters: u32,
-}
-
-impl Status {
-    fn read(pid: i32) -> io::Result<Self> {
-        let text = String::from_utf8_lossy(&read_bounded(&format!("/proc/{pid}/status"))?).into_owned();
-        let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("");
-        let first = |name: &str| field(name).split_ascii_whitespace().next().and_then(|v| v.parse().ok());
-        let mut uids = field("Uid:")
-            .split_ascii_whitespace()
-            .map(|u| u.parse().unwrap_or(u32::MAX));
-        let mut uid = || uids.next().unwrap_or(u32::MAX);
-        Ok(Self {
-            tracer: first("TracerPid:").unwrap_or(0),
-            uids: [uid(), uid(), uid()],
-            // Kernels before 5.9 say only whether there is any.
-            filters: first("Seccomp_filters:")
-                .or_else(|| first("Seccomp:"))
-                .unwrap_or(0)
-                .try_into()
-                .unwrap_or(0),
-        })
-    }
-}
-
 /// How many filters `pid` has.
 pub fn filters_of(pid: i32) -> u32 {
-    Status::read(pid).map_or(0, |s| s.filters)
+    Status::read(pid).map_or(0, |status| filters(&status))
+}
+
+/// How many filters a process has. Kernels before 5.9 say only whether there is any.
+fn filters(status: &Status) -> u32 {
+    let counted = status.number("Seccomp_filters");
+    counted.or_else(|| status.number("Seccomp")).unwrap_or(0)
+}
+
+/// Whether a process runs with the rights of more than one user.
+fn is_of_two(status: &Status) -> bool {
+    // Real, effective and saved.
+    let mut uids = status.words("Uid").take(3);
+    let first = uids.next();
+    uids.any(|uid| Some(uid) != first)
 }
 
 fn read_bounded(path: &str) -> io::Result<Vec<u8>> {

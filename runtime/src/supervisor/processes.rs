@@ -121,7 +121,7 @@ pub fn list(shared: &Shared) -> io::Result<Vec<Process>> {
             threads: placement.usage.threads.max(stat.threads),
             memory: stat.resident.saturating_mul(page).max(placement.usage.resident),
             cpu_ns: stat
-                .ticks
+                .ticks()
                 .saturating_mul(tick_ns)
                 .saturating_add(placement.usage.cpu_ns),
             state,
