@@ -1,44 +1,22 @@
 //! Children that are made away: they run where their parent is, and move each by itself.
 
-use crate::threads::{Maker, stays};
-use mosix_tests::{Guest, How, Lab, guest, require};
+use crate::threads::{Maker, make_in_moves, stay_where_told, stays};
+use mosix_tests::{Lab, guest, require};
 use serde_json::Value;
 use std::process::Stdio;
-use std::time::Duration;
 
-/// The parent goes on where it is, while it makes children, and is not seen anywhere else before its end.
+const MAKERS: [&str; 3] = ["fork_away", "vfork_away", "fork_tree"];
+
 #[test]
 fn stay_where_they_are() {
     require!(require::program("cc"));
-    for name in ["fork_away", "vfork_away", "fork_tree"] {
-        let lab = Lab::shared();
-        let period = Duration::from_millis(50);
-        let mut guest = Guest::start(name, &[], How::Moving { lab, period });
-        let pid = guest.pid();
-        for (moves, target) in (1..).zip(["n2", "n3", "n2"]) {
-            guest.migrate(target);
-            std::thread::sleep(Duration::from_millis(300));
-            let row = lab.node(1).process(pid).expect("the guest in `ps`");
-            assert_eq!(
-                (&row["where"], &row["moves"]),
-                (&Value::from(target), &Value::from(moves)),
-                "{name}: {row}"
-            );
-        }
-        guest.pass();
-    }
+    stay_where_told(&MAKERS);
 }
 
-/// Moves that come as fast as they can, at every step of a creation.
 #[test]
 fn in_the_middle_of_moves() {
     require!(require::program("cc"));
-    for name in ["fork_away", "vfork_away", "fork_tree"] {
-        let (lab, period) = (Lab::shared(), Duration::from_millis(1));
-        let mut guest = Guest::start(name, &[], How::Moving { lab, period });
-        guest.go_round(15);
-        guest.pass();
-    }
+    make_in_moves(&MAKERS);
 }
 
 /// Children that were born on n2 are there, and go on to n3, home and to stay, each by itself; their parent hears of each end.

@@ -151,11 +151,23 @@ fn of_a_python_program() {
     stays(&["/usr/bin/python3".into(), "-u".into(), "-c".into(), PYTHON.into()]);
 }
 
-/// The program is told to go on where it is, while it makes threads, and is not seen anywhere else before its end.
+const MAKERS: [&str; 3] = ["thread_create_away", "thread_create_signals", "thread_exit"];
+
 #[test]
 fn of_many_at_a_time() {
     require!(require::program("cc"));
-    for name in ["thread_create_away", "thread_create_signals", "thread_exit"] {
+    stay_where_told(&MAKERS);
+}
+
+#[test]
+fn in_the_middle_of_moves() {
+    require!(require::program("cc"));
+    make_in_moves(&MAKERS);
+}
+
+/// Each guest is told to go on where it is, while it makes what it makes, and is not seen anywhere else before its end.
+pub fn stay_where_told(guests: &[&str]) {
+    for name in guests {
         let lab = Lab::shared();
         let period = Duration::from_millis(50);
         let mut guest = Guest::start(name, &[], How::Moving { lab, period });
@@ -174,11 +186,9 @@ fn of_many_at_a_time() {
     }
 }
 
-/// Moves that come as fast as they can, at every step of a creation.
-#[test]
-fn in_the_middle_of_moves() {
-    require!(require::program("cc"));
-    for name in ["thread_create_away", "thread_create_signals", "thread_exit"] {
+/// Moves that come as fast as they can, at every step of what each guest makes.
+pub fn make_in_moves(guests: &[&str]) {
+    for name in guests {
         let (lab, period) = (Lab::shared(), Duration::from_millis(1));
         let mut guest = Guest::start(name, &[], How::Moving { lab, period });
         guest.go_round(15);
