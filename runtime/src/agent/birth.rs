@@ -149,12 +149,7 @@ fn limit(host: i32) -> io::Result<()> {
 /// # Errors
 /// Those of prlimit(2).
 pub fn no_descriptors(host: i32) -> io::Result<()> {
-    let target = rustix::process::Pid::from_raw(host);
-    let few = Rlimit {
-        current: Some(FEW),
-        maximum: Some(DESCRIPTORS),
-    };
-    Ok(rustix::process::prlimit(target, Resource::Nofile, few).map(drop)?)
+    limit_descriptors(host, FEW)
 }
 
 /// Descriptors of a body, for the calls by which it is built.
@@ -167,19 +162,20 @@ const DESCRIPTORS: u64 = 1024;
 /// # Errors
 /// Those of prlimit(2), such as for a number that is too high.
 pub fn room_for<T>(host: i32, fd: i32, act: impl FnOnce() -> T) -> io::Result<T> {
-    let target = rustix::process::Pid::from_raw(host);
-    let limit = |current| {
-        let limit = Rlimit {
-            current: Some(current),
-            maximum: Some(DESCRIPTORS),
-        };
-        rustix::process::prlimit(target, Resource::Nofile, limit).map(drop)
-    };
-    limit(FEW.max(u64::try_from(fd).map_or(FEW, |fd| fd + 1)))?;
+    limit_descriptors(host, FEW.max(u64::try_from(fd).map_or(FEW, |fd| fd + 1)))?;
     let done = act();
     // A number that is taken stays so below any limit.
-    limit(FEW)?;
+    limit_descriptors(host, FEW)?;
     Ok(done)
+}
+
+fn limit_descriptors(host: i32, current: u64) -> io::Result<()> {
+    let limit = Rlimit {
+        current: Some(current),
+        maximum: Some(DESCRIPTORS),
+    };
+    rustix::process::prlimit(rustix::process::Pid::from_raw(host), Resource::Nofile, limit)?;
+    Ok(())
 }
 
 /// Kills a process of ours and waits until nothing of it is left.

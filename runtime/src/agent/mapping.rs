@@ -157,12 +157,7 @@ fn map(shared: &Shared, who: Who, file: &FileRef) -> bool {
 /// Whether the kernel maps a sealed memory file shared, and then never lets the mapping be written: since Linux 6.7. Older ones refuse it.
 fn maps_sealed_shared() -> bool {
     static DOES: OnceLock<bool> = OnceLock::new();
-    *DOES.get_or_init(|| {
-        let name = rustix::system::uname();
-        let release = name.release().to_string_lossy().into_owned();
-        let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-        (numbers.next(), numbers.next()) >= (Some(6), Some(7))
-    })
+    *DOES.get_or_init(|| mosix_sys::kernel::is_at_least(6, 7))
 }
 
 /// The file that has this inode on this node.

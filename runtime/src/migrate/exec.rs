@@ -64,15 +64,10 @@ pub fn stand(pid: i32, mut inherited: Inherited) -> io::Result<()> {
         // A program that nobody may look into: then they come without what came with them.
         tracing::debug!(pid, %error, "siginfo is lost at an exec");
         for (_, info) in &inherited.pending {
-            let _ = mosix_sys::process::kill(pid, number(info));
+            let _ = mosix_sys::process::kill(pid, info.signal());
         }
     }
     ptrace::set_sigmask(pid, inherited.mask)
-}
-
-fn number(info: &SigInfo) -> i32 {
-    let first = info.0.first_chunk::<4>();
-    first.map_or(0, |bytes| i32::from_le_bytes(*bytes))
 }
 
 /// Makes the program queue signals to itself: only so may their siginfo say anything.
@@ -88,7 +83,7 @@ fn queue(pid: i32, pending: &[(bool, SigInfo)]) -> io::Result<()> {
             continue;
         };
         let _ = memory.write(at, &bytes);
-        let (signal, own_pid) = (number(info) as u64, pid as u64);
+        let (signal, own_pid) = (info.signal() as u64, pid as u64);
         let done = if *own {
             let args = [own_pid, own_pid, signal, at, 0, 0];
             gadget.call(pid, "rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, args)

@@ -473,10 +473,7 @@ pub fn go_on(process: &mut Process, tid: i32) -> io::Result<()> {
 /// Whether a signal that the thread does not block, and the process does not ignore, waits for it.
 pub(super) fn is_due(pid: i32, thread: &ThreadImage) -> bool {
     thread.pending.iter().any(|info| {
-        let Some(number) = info.0.first_chunk::<4>() else {
-            return false;
-        };
-        let signal = i32::from_le_bytes(*number);
+        let signal = info.signal();
         (1..=64).contains(&signal) && thread.mask >> (signal - 1) & 1 == 0 && !super::signals::ignored(pid, signal)
     })
 }
@@ -484,10 +481,7 @@ pub(super) fn is_due(pid: i32, thread: &ThreadImage) -> bool {
 /// Gives signals that came during a departure which was undone to the threads that linger: no other thread's came to the tracer.
 pub fn give_back(process: &mut Process) {
     for (tid, info) in process.signals.hand_over() {
-        let signal = info
-            .0
-            .first_chunk::<4>()
-            .map_or(0, |number| i32::from_le_bytes(*number));
+        let signal = info.signal();
         let free = |thread: &ThreadImage| (1..=64).contains(&signal) && thread.mask >> (signal - 1) & 1 == 0;
         let takes = |thread: &&mut ThreadImage| tid.map_or(free(thread), |tid| tid == thread.tid.0);
         match process.lingering.values_mut().find(takes) {

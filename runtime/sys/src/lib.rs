@@ -6,6 +6,7 @@ pub mod cpuid;
 pub mod fdpass;
 pub mod inherited;
 pub mod kcmp;
+pub mod kernel;
 pub mod namespaces;
 pub mod notif;
 pub mod pagemap;

@@ -60,7 +60,7 @@ impl Listener {
         }
         Ok(Self {
             fd,
-            ends_by_itself: kernel_is_at_least(6, 11),
+            ends_by_itself: crate::kernel::is_at_least(6, 11),
         })
     }
 
@@ -226,17 +226,6 @@ impl Listener {
     /// Gives the descriptor back, for passing it on.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
-    }
-}
-
-/// Compares the running kernel's version; false when it does not say.
-fn kernel_is_at_least(major: u32, minor: u32) -> bool {
-    let name = rustix::system::uname();
-    let release = name.release().to_string_lossy();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(a)), Some(Ok(b))) => (a, b) >= (major, minor),
-        _ => false,
     }
 }
 

@@ -196,6 +196,13 @@ pub struct SigAction {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct SigInfo(#[serde(with = "serde_bytes")] pub Vec<u8>);
 
+impl SigInfo {
+    /// The signal's number, as it stands there; 0 when nothing does.
+    pub fn signal(&self) -> i32 {
+        self.0.first_chunk::<4>().map_or(0, |bytes| i32::from_le_bytes(*bytes))
+    }
+}
+
 /// Clock readings in nanoseconds, taken together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Clocks {

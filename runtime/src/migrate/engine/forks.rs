@@ -19,13 +19,12 @@ impl HomeEngine {
 
     fn seat_child(&mut self, cx: &mut Cx<'_>, pid: i32, child: i32) {
         let early = self.early.remove(&child);
-        let epoch = self.epochs.fresh();
         let (handle, accounts) = (cx.handle.clone(), Arc::clone(&self.accounts));
         let linger = Box::new(move |ended| handle.message(Message::Lingered(child, ended)));
         let Some(parent) = self.processes.get_mut(&pid) else {
             return;
         };
-        match births::seat(parent, (child, early), epoch, |window| {
+        match births::seat(parent, (child, early), |window| {
             Deputy::new(child, window, linger, accounts)
         }) {
             Ok(process) => {
@@ -70,18 +69,20 @@ impl HomeEngine {
         waits && self.early.insert(tid)
     }
 
+    /// The process whose body on that host may speak of this child, which has no body yet.
+    fn parent_of(&mut self, node: &NodeName, (pid, epoch): (i32, Epoch), child: i32) -> Option<&mut Process> {
+        let parent = self.processes.get_mut(&pid)?;
+        let speaks = parent.state.accepted() == Some((node, epoch));
+        (speaks && parent.unborn.contains(&child)).then_some(parent)
+    }
+
     /// A host has made the body of a child.
     pub(super) fn born(&mut self, cx: &mut Cx<'_>, node: &NodeName, (pid, epoch): (i32, Epoch), child: i32) {
         self.seat_newborn(cx);
         let Some(host) = self.connected.get(node).cloned() else {
             return;
         };
-        let Some(parent) = self
-            .processes
-            .get_mut(&pid)
-            .filter(|parent| parent.state.accepted() == Some((node, epoch)))
-            .filter(|parent| parent.unborn.contains(&child))
-        else {
+        let Some(parent) = self.parent_of(node, (pid, epoch), child) else {
             let (pid, epoch) = (Pid(child), Epoch(u64::MAX));
             return host.order(&ToHost::Drop { pid, epoch });
         };
@@ -115,12 +116,7 @@ impl HomeEngine {
     /// A host could not make the body of a child: there is none.
     pub(super) fn not_born(&mut self, cx: &mut Cx<'_>, node: &NodeName, (pid, epoch): (i32, Epoch), child: i32) {
         self.seat_newborn(cx);
-        let Some(parent) = self
-            .processes
-            .get_mut(&pid)
-            .filter(|parent| parent.state.accepted() == Some((node, epoch)))
-            .filter(|parent| parent.unborn.contains(&child))
-        else {
+        let Some(parent) = self.parent_of(node, (pid, epoch), child) else {
             return;
         };
         if let Err(error) = births::unmake(parent, &[child]) {
